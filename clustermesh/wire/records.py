@@ -1,0 +1,185 @@
+"""Values of the etcd key space, byte for byte as Cilium writes them.
+
+Every record decodes with `decode`, which raises RecordError for anything malformed and ignores fields it does not
+know, and encodes with `encode`. Field order is the order of the bytes on the wire.
+"""
+
+import ipaddress
+from base64 import b64decode
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+
+from clustermesh.wire import labels as _labels
+from clustermesh.wire.errors import RecordError
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+T = TypeVar("T")
+
+
+class Capabilities(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
+    synced_canaries: bool = False
+    cached: bool = False
+    max_connected_clusters: int = 0
+    # Absent: the writer does not know ServiceExports. False: it knows them, but they are switched off.
+    service_exports_enabled: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class ClusterConfig(msgspec.Struct, frozen=True, gc=False):
+    """`cilium/cluster-config/<cluster>`: what a reader must know before it reads anything else."""
+
+    id: int
+    capabilities: Capabilities = Capabilities()
+
+
+class Cidr(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
+    ip: str = msgspec.field(name="IP")
+    mask: str  # base64 of 4 or 16 bytes
+
+    @classmethod
+    def of(cls, network: Network) -> "Cidr":
+        return cls(str(network.network_address), msgspec.json.encode(network.netmask.packed)[1:-1].decode())
+
+    def network(self) -> Network:
+        """Raise RecordError when address or mask do not make a range."""
+        try:
+            mask = ipaddress.ip_address(b64decode(self.mask, validate=True))
+            return ipaddress.ip_network(f"{self.ip}/{int(mask).bit_count()}")
+        except ValueError as error:
+            raise RecordError(f"{self.ip} with mask {self.mask} is no address range: {error}") from None
+
+
+class NodeAddress(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
+    type: str
+    ip: str = msgspec.field(name="IP")
+
+
+class Node(msgspec.Struct, frozen=True, gc=False, rename="pascal", kw_only=True):
+    """`cilium/state/nodes/v1/<cluster>/<name>`. Nothing is ever omitted; unset lists are null, unset texts empty."""
+
+    name: str
+    cluster: str
+    ip_addresses: tuple[NodeAddress, ...] | None = msgspec.field(name="IPAddresses", default=None)
+    ipv4_alloc_cidr: Cidr | None = msgspec.field(name="IPv4AllocCIDR", default=None)
+    ipv4_secondary_alloc_cidrs: tuple[Cidr, ...] | None = msgspec.field(name="IPv4SecondaryAllocCIDRs", default=None)
+    ipv6_alloc_cidr: Cidr | None = msgspec.field(name="IPv6AllocCIDR", default=None)
+    ipv6_secondary_alloc_cidrs: tuple[Cidr, ...] | None = msgspec.field(name="IPv6SecondaryAllocCIDRs", default=None)
+    ipv4_health_ip: str = msgspec.field(name="IPv4HealthIP", default="")
+    ipv6_health_ip: str = msgspec.field(name="IPv6HealthIP", default="")
+    ipv4_ingress_ip: str = msgspec.field(name="IPv4IngressIP", default="")
+    ipv6_ingress_ip: str = msgspec.field(name="IPv6IngressIP", default="")
+    cluster_id: int = msgspec.field(name="ClusterID", default=0)
+    source: str = "custom-resource"
+    encryption_key: int = 0
+    labels: Mapping[str, str] | None = None
+    annotations: Mapping[str, str] | None = None
+    node_identity: int = 0
+    wireguard_pub_key: str = ""
+    boot_id: str = msgspec.field(name="BootID", default="")
+
+    def pod_cidrs(self) -> tuple[Network, ...]:
+        """All ranges this node gives to pods; RecordError when one is malformed."""
+        primary = (self.ipv4_alloc_cidr, self.ipv6_alloc_cidr)
+        secondary = (self.ipv4_secondary_alloc_cidrs or ()) + (self.ipv6_secondary_alloc_cidrs or ())
+        return tuple(cidr.network() for cidr in (*primary, *secondary) if cidr is not None)
+
+    def preferred_ip(self, family: int = 4) -> str | None:
+        """The address that other nodes send to: InternalIP, else ExternalIP, else any but the internal pod one."""
+        ranks = {"InternalIP": 0, "ExternalIP": 1}
+        candidates = [
+            (ranks.get(address.type, 2), position, address.ip)
+            for position, address in enumerate(self.ip_addresses or ())
+            if address.type != "CiliumInternalIP" and _is_ip(address.ip) and (":" in address.ip) == (family == 6)
+        ]
+        return min(candidates)[2] if candidates else None
+
+
+class AddressRecord(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
+    """`cilium/state/ip/v1/default/<ip>`: who owns an address and behind which node it is."""
+
+    ip: str = msgspec.field(name="IP")
+    mask: str | None = None  # base64; null for a single address
+    host_ip: str = msgspec.field(name="HostIP", default="")
+    identity: int = msgspec.field(name="ID", default=0)
+    key: int = 0
+    metadata: str = ""
+    namespace: str | msgspec.UnsetType = msgspec.field(name="K8sNamespace", default=msgspec.UNSET)
+    pod_name: str | msgspec.UnsetType = msgspec.field(name="K8sPodName", default=msgspec.UNSET)
+    service_account: str | msgspec.UnsetType = msgspec.field(name="K8sServiceAccount", default=msgspec.UNSET)
+
+
+class Port(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
+    protocol: str
+    port: int
+
+
+# address → port name → port; the name of an unnamed port is "".
+PortMaps = Mapping[str, Mapping[str, Port]]
+
+
+class ServiceRecord(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):
+    """`cilium/state/services/v1/<cluster>/<namespace>/<name>`: a global service and its ready backends."""
+
+    cluster: str
+    namespace: str
+    name: str
+    frontends: PortMaps = {}
+    backends: PortMaps = {}
+    hostnames: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    labels: Mapping[str, str] = {}
+    selector: Mapping[str, str] = {}
+    include_external: bool = True
+    shared: bool = True
+    cluster_id: int = msgspec.field(name="clusterID")
+
+
+Record = ClusterConfig | Node | AddressRecord | ServiceRecord
+
+_encoder = msgspec.json.Encoder(order="deterministic")
+
+# Outside of strings none of these occurs in JSON.
+_GO_ESCAPES = (
+    (b"<", rb"\u003c"),
+    (b">", rb"\u003e"),
+    (b"&", rb"\u0026"),
+    ("\u2028".encode(), rb"\u2028"),
+    ("\u2029".encode(), rb"\u2029"),
+)
+
+
+def encode(record: Record) -> bytes:
+    """The value's bytes: compact JSON, maps sorted by key, "<", ">" and "&" escaped as Go's encoder does."""
+    raw = _encoder.encode(record)
+    for character, escape in _GO_ESCAPES:
+        if character in raw:
+            raw = raw.replace(character, escape)
+    return raw
+
+
+def decode(kind: type[T], raw: bytes) -> T:
+    """Decode a value; RecordError names the field that is wrong."""
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordError(f"not a valid {kind.__name__}: {error}") from None
+
+
+def decode_identity(raw: bytes) -> dict[str, str]:
+    """Labels of `cilium/state/identities/v1/id/<number>`."""
+    try:
+        return _labels.decode(raw.decode())
+    except UnicodeDecodeError as error:
+        raise RecordError(f"labels are not UTF-8: {error}") from None
+
+
+def encode_identity(labels: Mapping[str, str]) -> bytes:
+    return _labels.encode(labels).encode()
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
