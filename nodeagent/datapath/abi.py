@@ -501,10 +501,9 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def unpack(cls, raw: bytes) -> Self:
-        fields = cls.layout.struct.unpack(raw)
-        time, kind, code, point, family, ifindex, identity, length, source, destination, outer, sport, dport = fields[
-            :13
-        ]
+        unpacked = cls.layout.struct.unpack(raw)
+        time, kind, code, point, family, ifindex, identity, length = unpacked[:8]
+        source, destination, outer, sport, dport, proto, _ = unpacked[8:]
         return cls(
             time,
             kind,
