@@ -1,0 +1,1 @@
+"""How Kubernetes is spoken to: kubeconfig and credentials, typed partial objects, requests, list and watch."""
