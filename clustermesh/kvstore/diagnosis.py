@@ -1,6 +1,7 @@
 """Why a connection failed. gRPC says "failed to connect" for everything; one plain attempt finds the stage."""
 
 import asyncio
+import os
 import socket
 import ssl
 
@@ -9,10 +10,6 @@ from clustermesh.kvstore.errors import KvError, Stage
 
 # Bounds each step of the attempt, in seconds.
 STEP_TIMEOUT = 3.0
-
-# HTTP/2's opening: the preface and an empty SETTINGS frame. Under TLS 1.3 a server tells only after the
-# handshake, in answer to our first bytes, that it refuses the client certificate.
-_HTTP2_OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 
 
 async def diagnose(endpoint: Endpoint, context: ssl.SSLContext | None, server_name: str | None) -> KvError | None:
@@ -38,7 +35,7 @@ async def _attempt(endpoint: Endpoint, context: ssl.SSLContext | None, server_na
     except TimeoutError as error:
         raise KvError(Stage.TCP, "no answer; check the route and firewalls on the way", url) from error
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise KvError(Stage.TCP, f"{reason}; check that etcd runs and listens there", url) from error
     try:
         if context is not None:
@@ -53,7 +50,8 @@ async def _handshake(
     try:
         async with asyncio.timeout(STEP_TIMEOUT):
             await writer.start_tls(context, server_hostname=name)
-            writer.write(_HTTP2_OPENING)
+            # Under TLS 1.3 the server refuses a client certificate only after the handshake: either its HTTP/2
+            # settings come now, or the alert. Writing first would turn the alert into a bare connection reset.
             answer = await reader.read(1)
     except TimeoutError as error:
         raise KvError(Stage.TIMEOUT, "the server accepts connections but does not answer", url) from error

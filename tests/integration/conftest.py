@@ -1,0 +1,21 @@
+"""A real etcd for every integration test that asks for it."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.etcd_process import EtcdProcess
+
+
+@pytest.fixture
+async def etcd(tmp_path: Path) -> AsyncIterator[EtcdProcess]:
+    """A running etcd with TLS and client-certificate authentication; users and roles are off until enable_auth()."""
+    directory = tmp_path / "etcd"
+    directory.mkdir()
+    process = EtcdProcess(directory)
+    try:
+        await process.start()
+        yield process
+    finally:
+        await process.close()

@@ -1,0 +1,190 @@
+"""A real etcd for tests: TLS, client certificates, a data directory of its own, and ways to hurt it."""
+
+import asyncio
+import shutil
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from clustermesh.kvstore.auth import AuthAdmin
+from clustermesh.kvstore.connection import Connection, TlsFiles, TlsPem
+from clustermesh.kvstore.errors import KvError
+from clustermesh.pki import CertificateAuthority, KeyPair
+
+SERVER_NAME = "red.mesh.cilium.io"
+START_TIMEOUT = 30.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody listens on; they may be taken again before they are used, which start() survives."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+class EtcdProcess:
+    """One member. start/stop/kill keep the data and the port; wipe forgets the data."""
+
+    def __init__(self, directory: Path, *, options: Sequence[str] = ()) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.ca = CertificateAuthority.create("red")
+        self.ca_file = directory / "ca.crt"
+        self.ca_file.write_bytes(self.ca.cert)
+        self.options = list(options)
+        self.server = self._write_pair("server", self.issue_server())
+        self.port, self._peer_port = free_ports(2)
+        self._process: asyncio.subprocess.Process | None = None
+        self._connections: list[Connection] = []
+
+    @property
+    def endpoint(self) -> str:
+        return f"https://127.0.0.1:{self.port}"
+
+    def issue_server(self) -> KeyPair:
+        return self.ca.issue_server("etcd", [SERVER_NAME, "localhost", "127.0.0.1"])
+
+    def _write_pair(self, name: str, pair: KeyPair) -> TlsFiles:
+        files = TlsFiles(self.ca_file, self.directory / f"{name}.crt", self.directory / f"{name}.key")
+        files.key.write_bytes(pair.key)
+        files.cert.write_bytes(pair.cert)
+        return files
+
+    def client_pem(self, cn: str = "root") -> TlsPem:
+        """Credentials of a user."""
+        pair = self.ca.issue_client(cn)
+        return TlsPem(self.ca.cert, pair.cert, pair.key)
+
+    def client_files(self, cn: str = "root") -> TlsFiles:
+        """The same as files, written anew at each call."""
+        return self._write_pair(f"client-{cn}", self.ca.issue_client(cn))
+
+    def connection(self, cn: str = "root", *, endpoints: Sequence[str] | None = None) -> Connection:
+        """A connection as a user; closed together with this etcd."""
+        connection = Connection(endpoints or [self.endpoint], self.client_pem(cn))
+        self._connections.append(connection)
+        return connection
+
+    async def start(self) -> None:
+        """Start and wait until it serves."""
+        self._process = await self._spawn()
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await self._serving()
+        except TimeoutError:
+            await self.kill()
+            raise RuntimeError(f"etcd does not start:\n{(self.directory / 'etcd.log').read_text()[-2000:]}") from None
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        tls = self.server
+        peer = f"http://127.0.0.1:{self._peer_port}"
+        with (self.directory / "etcd.log").open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                "etcd",
+                "--name=only",
+                f"--data-dir={self.data}",
+                f"--listen-client-urls={self.endpoint}",
+                f"--advertise-client-urls={self.endpoint}",
+                f"--listen-peer-urls={peer}",
+                f"--initial-advertise-peer-urls={peer}",
+                f"--initial-cluster=only={peer}",
+                f"--cert-file={tls.cert}",
+                f"--key-file={tls.key}",
+                f"--trusted-ca-file={tls.ca}",
+                "--client-cert-auth",
+                "--enable-grpc-gateway=false",
+                "--log-level=warn",
+                *self.options,
+                stdout=log,
+                stderr=log,
+            )
+
+    async def _serving(self) -> None:
+        assert self._process is not None
+        while True:
+            if self._process.returncode is not None:
+                raise RuntimeError(f"etcd ended:\n{(self.directory / 'etcd.log').read_text()[-2000:]}")
+            try:
+                async with Connection([self.endpoint], self.client_pem()) as probe:
+                    if (await probe.status()).leader:
+                        await probe.current_revision()
+                        return
+            except KvError:
+                pass
+            await asyncio.sleep(0.05)  # a listening socket announces itself to nobody
+
+    async def stop(self) -> None:
+        """SIGTERM, as an orderly restart does."""
+        await self._end(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        """SIGKILL, as a crash does."""
+        await self._end(signal.SIGKILL)
+
+    async def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        process.send_signal(signal.SIGCONT)
+        process.send_signal(how)
+        try:
+            await asyncio.wait_for(process.wait(), 10)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+    def freeze(self) -> None:
+        """SIGSTOP: the kernel still accepts connections, nobody answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def wipe(self) -> None:
+        """Forget all data; the next start makes a new, empty store. Only while stopped."""
+        assert self._process is None
+        shutil.rmtree(self.data, ignore_errors=True)
+
+    def save(self) -> Path:
+        """A copy of the data directory, to be given to restore(). Only while stopped."""
+        assert self._process is None
+        copy = self.directory / "saved"
+        shutil.copytree(self.data, copy)
+        return copy
+
+    def restore(self, saved: Path) -> None:
+        """Go back to an older copy of the data. Only while stopped."""
+        self.wipe()
+        shutil.copytree(saved, self.data)
+
+    async def compact(self) -> int:
+        """Forget the whole history; returns the revision that is left."""
+        async with self.connection() as root:
+            revision = await root.current_revision()
+            await root.compact(revision, physical=True)
+            return revision
+
+    async def enable_auth(self) -> None:
+        """Turn on users and roles; afterwards only CN root may do everything."""
+        async with self.connection() as root:
+            admin = AuthAdmin(root)
+            await admin.ensure_user("root", ["root"])
+            await admin.enable()
+
+    async def close(self) -> None:
+        """End the process and all connections that were made here."""
+        for connection in self._connections:
+            await connection.close()
+        await self.kill()
