@@ -1,0 +1,117 @@
+"""Who may do what in this cluster's etcd. A user is the common name of a client certificate.
+
+Peers read only what this cluster exports; what it mirrors from third clusters and what is private stays closed to them.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from clustermesh import pki
+from clustermesh.kvstore.auth import AuthAdmin, Permission
+from clustermesh.kvstore.connection import Connection
+from clustermesh.kvstore.errors import KvError
+from clustermesh.wire import keys
+
+log = logging.getLogger(__name__)
+
+LOCAL = "local"
+REMOTE = "remote"
+_REMOTE_PREFIX = pki.remote_user("")
+
+# Seconds between looks whether etcd still knows the users; an etcd that was rebuilt does not.
+CHECK_EVERY = 30.0
+_RETRY = 2.0
+
+
+def roles(cluster: str) -> Mapping[str, tuple[Permission, ...]]:
+    """The restricted roles of `cluster`'s etcd."""
+    return {
+        LOCAL: (
+            Permission("read", keys.HEARTBEAT),
+            Permission("read", keys.CACHE),
+            Permission("read", keys.STATE),
+            Permission("read", keys.CLUSTER_CONFIGS),
+            Permission("read", keys.SYNCED),
+            Permission("read", keys.PRIVATE),
+            Permission("readwrite", keys.AGENTS),
+        ),
+        REMOTE: (
+            Permission("read", keys.HEARTBEAT),
+            Permission("read", keys.STATE),
+            Permission("read", keys.synced_prefix(cluster)),
+            Permission("read", keys.cluster_config(cluster), exact=True),
+        ),
+    }
+
+
+def own_users(cluster: str) -> Mapping[str, tuple[str, ...]]:
+    """The users that exist whether or not there are peers, with their roles."""
+    return {"root": ("root",), f"admin-{cluster}": ("root",), f"local-{cluster}": (LOCAL,)}
+
+
+def surplus(users: list[str], peers: frozenset[str]) -> list[str]:
+    """Users of peers that there are no more. The user `remote` of older Cilium is not one of a peer."""
+    wanted = {pki.remote_user(peer) for peer in peers}
+    return sorted(user for user in users if user.startswith(_REMOTE_PREFIX) and user not in wanted)
+
+
+class EtcdUsers:
+    """Keeps etcd's users equal to what is wanted, also after etcd was lost and rebuilt."""
+
+    def __init__(self, connection: Connection, cluster: str) -> None:
+        self._connection = connection
+        self._admin = AuthAdmin(connection)
+        self._cluster = cluster
+        self._peers: frozenset[str] = frozenset()
+        # Until all peers are known no user is deleted.
+        self._complete = False
+        # What this etcd was brought up to since we started, or since it was rebuilt.
+        self._prepared = False
+        self._ensured: set[str] = set()
+        self._turn = asyncio.Lock()
+
+    async def prepare(self) -> None:
+        """Roles, own users and access control are there. KvError names what etcd refused."""
+        for role, permissions in roles(self._cluster).items():
+            await self._admin.ensure_role(role, permissions)
+        for user, user_roles in own_users(self._cluster).items():
+            await self._admin.ensure_user(user, user_roles)
+        await self._admin.enable()
+
+    async def set_peers(self, peers: frozenset[str]) -> None:
+        """Exactly these peers may read. They are remembered even if etcd cannot be reached now (KvError)."""
+        self._peers = peers
+        self._complete = True
+        await self._reconcile()
+
+    async def run(self) -> None:
+        """Look again and again; an etcd without our users gets them back."""
+        failed = ""
+        while True:
+            try:
+                await self._reconcile()
+                failed = ""
+            except KvError as error:
+                if str(error) != failed:
+                    log.warning("etcd users cannot be kept up: %s", error)
+                failed = str(error)
+            await asyncio.sleep(_RETRY if failed else CHECK_EVERY)
+
+    async def _reconcile(self) -> None:
+        async with self._turn:
+            present = await self._admin.users()
+            if not self._prepared or not own_users(self._cluster).keys() <= set(present):
+                self._ensured.clear()
+                await self.prepare()
+                self._prepared = True
+            if not self._complete:
+                return
+            self._ensured &= {peer for peer in self._peers if pki.remote_user(peer) in present}
+            for peer in sorted(self._peers - self._ensured):
+                await self._admin.ensure_user(pki.remote_user(peer), (REMOTE,))
+                self._ensured.add(peer)
+                log.info("etcd user %s may read what this cluster exports", pki.remote_user(peer))
+            for user in surplus(present, self._peers):
+                await self._admin.delete_user(user)
+                log.info("etcd user %s is gone", user)
