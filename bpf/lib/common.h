@@ -19,6 +19,3 @@
 
 #define NS_PER_US  1000ULL
 #define NS_PER_SEC 1000000000ULL
-
-/* Makes the compiler emit a type into BTF, so that user space can check numbers against it. */
-#define EXPORT_TYPE(type) volatile const type __##type##_exported SEC(".rodata") = {}

@@ -29,7 +29,6 @@ enum cm_code {
 	CM_DROP_UNKNOWN_SOURCE = 135,	/* inner source not announced, or behind another node */
 	CM_DROP_NO_ENDPOINT = 136,	/* inner destination is neither a local pod nor this node */
 	CM_DROP_NO_ROUTE = 137,		/* node's own packet to an address behind no tunnel */
-	CM_DROP_FRAGMENT_UNKNOWN = 138, /* later fragment whose first was not seen */
 	CM_DROP_FAILED = 139,		/* a kernel helper refused */
 	CM_DROP_NOT_CONFIGURED = 140,	/* the agent has not configured this node yet */
 	CM_DROP_UNEXPECTED_PROBE = 141, /* a probe from an address that is not the sender's */

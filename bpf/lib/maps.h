@@ -138,9 +138,11 @@ struct cm_ct_key {
 };
 
 enum cm_ct_flag {
-	CM_CT_ESTABLISHED = 1 << 0, /* the opener sent more than its SYN */
-	CM_CT_CLOSING = 1 << 1,	    /* FIN or RST seen */
-	CM_CT_HAIRPIN = 1 << 2,	    /* the backend is the pod itself */
+	CM_CT_ESTABLISHED = 1 << 0,  /* service entry: the opener sent more than its SYN */
+	CM_CT_HAIRPIN = 1 << 1,	     /* the backend is the pod itself */
+	CM_CT_OPENER_FIN = 1 << 2,   /* reply entry: the pod closed its side */
+	CM_CT_ANSWERER_FIN = 1 << 3, /* reply entry: the backend closed its side */
+	CM_CT_RESET = 1 << 4,	     /* reply entry: either side sent RST */
 };
 
 struct cm_ct_value {
@@ -233,6 +235,20 @@ struct cm_config {
 	struct cm_addr node_ip;
 	__u32 host_identity;
 };
+
+/* Keeps the enums in BTF; the loader passes over the section. */
+const union {
+	enum cm_code code;
+	enum cm_direction direction;
+	enum cm_ipcache_flag ipcache_flag;
+	enum cm_endpoint_flag endpoint_flag;
+	enum cm_backend_state backend_state;
+	enum cm_ct_kind ct_kind;
+	enum cm_ct_flag ct_flag;
+	enum cm_event_type event_type;
+	enum cm_point point;
+	enum cm_config_flag config_flag;
+} cm_abi SEC(".abi") = {};
 
 /* --- the maps ----------------------------------------------------------------------------------
  */

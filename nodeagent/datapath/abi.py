@@ -55,7 +55,6 @@ class Code(IntEnum):
     DROP_UNKNOWN_SOURCE = 135
     DROP_NO_ENDPOINT = 136
     DROP_NO_ROUTE = 137
-    DROP_FRAGMENT_UNKNOWN = 138
     DROP_FAILED = 139
     DROP_NOT_CONFIGURED = 140
     DROP_UNEXPECTED_PROBE = 141
@@ -119,8 +118,10 @@ class CtKind(IntEnum):
 class CtFlag(IntFlag):
     NONE = 0
     ESTABLISHED = 1 << 0
-    CLOSING = 1 << 1
-    HAIRPIN = 1 << 2
+    HAIRPIN = 1 << 1
+    OPENER_FIN = 1 << 2
+    ANSWERER_FIN = 1 << 3
+    RESET = 1 << 4
 
 
 class EventType(IntEnum):
