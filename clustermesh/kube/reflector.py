@@ -11,7 +11,7 @@ import enum
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
@@ -50,7 +50,7 @@ class Phase(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class ReflectorState:
     phase: Phase
-    error: str = ""  # why it is retrying
+    error: str = ""  # why the last attempt failed
 
 
 @dataclass(slots=True)
@@ -145,9 +145,18 @@ class _Building(Generic[T]):
 class Reflector(Generic[T]):
     """Follows all objects of a kind, in one namespace or in all."""
 
-    def __init__(self, client: KubeClient, resource: Resource[T], namespace: str | None = None) -> None:
+    def __init__(
+        self,
+        client: KubeClient,
+        resource: Resource[T],
+        namespace: str | None = None,
+        *,
+        on_state: Callable[[ReflectorState], None] | None = None,
+    ) -> None:
+        """`on_state` is told whenever the state changes."""
         self.resource = resource
         self.state = ReflectorState(Phase.LISTING)
+        self._on_state = on_state
         self.last_contact = float("-inf")  # time.monotonic() of the latest answer
         self._client = client
         self._namespace = namespace
@@ -167,7 +176,7 @@ class Reflector(Generic[T]):
             opened = time.monotonic()
             try:
                 if version is None:
-                    self.state = ReflectorState(Phase.LISTING)
+                    self._enter(Phase.LISTING)
                     async for batch, listed in self._list(known):
                         version = listed
                         yield batch
@@ -199,11 +208,19 @@ class Reflector(Generic[T]):
                 failures = 0
             await self._pause(backoff, error)
 
+    def _enter(self, phase: Phase, error: str = "") -> None:
+        # A new attempt keeps the error of the last one until it has succeeded.
+        if phase is Phase.LISTING:
+            error = self.state.error
+        before, self.state = self.state, ReflectorState(phase, error)
+        if self._on_state is not None and before != self.state:
+            self._on_state(self.state)
+
     async def _pause(self, backoff: Backoff, error: Exception) -> None:
         text = str(error)
         if self.state.error != text:
             log.warning("%s: %s; retrying", self.resource, text)
-        self.state = ReflectorState(Phase.RETRYING, text)
+        self._enter(Phase.RETRYING, text)
         await asyncio.sleep(backoff.pause(getattr(error, "retry_after", None) or 0.0))
 
     async def _list(self, known: _Known[T]) -> AsyncIterator[tuple[KubeBatch[T], str | None]]:
@@ -240,7 +257,7 @@ class Reflector(Generic[T]):
         async with self._client.watch(
             self.resource, self._namespace, resource_version=version, seconds=seconds
         ) as chunks:
-            self.state = ReflectorState(Phase.WATCHING)
+            self._enter(Phase.WATCHING)
             async for chunk in chunks:
                 self.last_contact = time.monotonic()
                 building: _Building[T] = _Building()
