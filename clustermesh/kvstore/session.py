@@ -37,6 +37,8 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
 ]
 
+_END_OF_STREAM: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
+
 # Calls that fail together share one diagnosis for this long, in seconds.
 _DIAGNOSIS_HOLDS = 1.0
 
@@ -152,6 +154,13 @@ class Session:
             if task is None or task.cancelling():
                 raise
             raise KvError(Stage.UNAVAILABLE, "the connection was closed", str(self.endpoint)) from None
+
+    async def receive(self, call: Any) -> Any:
+        """The next message of a stream; its end is KvError(UNAVAILABLE)."""
+        message = await self.outcome(call.read())
+        if message is _END_OF_STREAM:
+            raise KvError(Stage.UNAVAILABLE, "etcd ended the stream", str(self.endpoint))
+        return message
 
     async def explain(self, code: StatusCode, text: str) -> KvError:
         """The typed error for a gRPC status; looks at the network when it is not etcd that speaks."""
