@@ -10,6 +10,7 @@ from pathlib import Path
 from clustermesh.kvstore.auth import AuthAdmin
 from clustermesh.kvstore.connection import Connection, TlsFiles, TlsPem
 from clustermesh.kvstore.errors import KvError
+from clustermesh.kvstore.rpc import etcd_pb2 as pb
 from clustermesh.pki import CertificateAuthority, KeyPair
 
 SERVER_NAME = "red.mesh.cilium.io"
@@ -182,6 +183,11 @@ class EtcdProcess:
             admin = AuthAdmin(root)
             await admin.ensure_user("root", ["root"])
             await admin.enable()
+
+    async def revoke_lease(self, lease_id: int) -> None:
+        """Take a lease and its keys away."""
+        async with self.connection() as root:
+            await root.unary(lambda session: session.lease.LeaseRevoke, pb.LeaseRevokeRequest(ID=lease_id))
 
     async def close(self) -> None:
         """End the process and all connections that were made here."""

@@ -11,6 +11,7 @@ from clustermesh.kvstore.connection import Change, Connection
 from clustermesh.kvstore.errors import Stage
 from clustermesh.kvstore.feed import Feed, FeedState
 from tests.integration.etcd_process import EtcdProcess
+from tests.integration.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
@@ -52,10 +53,11 @@ class Copy:
         await self.until(lambda: self.keys == store)
 
     async def until_state(self, state: FeedState, stage: Stage | None = None) -> None:
-        """States are not announced, so look now and then."""
-        async with asyncio.timeout(PATIENCE):
-            while self.feed.state is not state or (stage and (not self.feed.error or self.feed.error.stage != stage)):
-                await asyncio.sleep(0.02)
+        def reached() -> bool:
+            error = self.feed.error
+            return self.feed.state is state and (stage is None or (error is not None and error.stage is stage))
+
+        await eventually(reached)
 
 
 @asynccontextmanager
@@ -125,7 +127,7 @@ async def test_a_kill_in_the_middle_of_catching_up_loses_nothing(etcd: EtcdProce
 
 async def _count_up(connection: Connection, numbers: range) -> None:
     for number in numbers:
-        await connection.put(f"{PREFIX}counter", b"%d" % number)
+        await connection.put(f"{PREFIX}counter", b"%01000d" % number)
 
 
 async def test_a_compacted_watch_lists_again_and_reports_what_vanished(etcd: EtcdProcess) -> None:
@@ -215,9 +217,7 @@ async def test_a_watch_without_permission_is_refused_not_silent(etcd: EtcdProces
         await anext(batches)
         await admin.ensure_role("peer", [])
         waiting = asyncio.ensure_future(anext(batches))
-        async with asyncio.timeout(PATIENCE):
-            while feed.state is not FeedState.RETRYING:
-                await asyncio.sleep(0.02)
+        await eventually(lambda: feed.state is FeedState.RETRYING)
         assert feed.error is not None
         assert feed.error.stage is Stage.PERMISSION
         waiting.cancel()
