@@ -1,5 +1,6 @@
 """What of a peer's records is let in: what decodes, stays in the peer's numbers and claims nobody else's addresses."""
 
+import contextlib
 import ipaddress
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from clustermesh.wire.validation import Claimant
 
 OUTSIDE_POD_CIDRS = "address outside the peer's pod CIDRs"
 EXAMPLES = 10
+# Bytes of a value. An etcd takes requests of 1.5 MiB; a peer's may be set to take more.
+LARGEST = 1_000_000
 
 
 class Admission:
@@ -28,6 +31,8 @@ class Admission:
 
     def judge(self, kind: Kind, key_tail: str, raw: bytes) -> str | None:
         """The reason for keeping a record out, or None. An accepted node's ranges are the peer's from now on."""
+        if len(raw) > LARGEST:
+            return "record too large"
         try:
             match kind:
                 case Kind.NODES:
@@ -50,7 +55,7 @@ class Admission:
         if reason := validation.check_node(self._peer, key_tail, node):
             return reason
         ranges = node.pod_cidrs()
-        addresses = [address for text in node.ip_addresses or () if (address := _parse(text.ip)) is not None]
+        addresses = node_addresses(node)
         for network in ranges:
             if other := self._claims.others(self._peer.name, network):
                 return f"pod CIDR overlaps addresses of cluster {other}"
@@ -114,8 +119,10 @@ class Quarantine:
         return QuarantineView(len(self._reasons), dict(sorted(self._counts.items())), tuple(first))
 
 
-def _parse(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        return None  # a host name among a node's addresses
+def node_addresses(node: Node) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """A node's own addresses; host names among them are left out."""
+    found = []
+    for entry in node.ip_addresses or ():
+        with contextlib.suppress(ValueError):
+            found.append(ipaddress.ip_address(entry.ip))
+    return found

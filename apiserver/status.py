@@ -145,7 +145,7 @@ def agents_document(reports: Mapping[str, AgentReport]) -> str:
                 "attach": report.attach,
                 "endpoints": report.endpoints,
                 "undecodable": report.undecodable,
-                "peers": {name: {"ready": part.ready} for name, part in report.peers.items()},
+                "peers": {name: {"ready": part.ready, "records": part.records} for name, part in report.peers.items()},
             }
             for node, report in reports.items()
         },

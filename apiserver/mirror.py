@@ -1,0 +1,439 @@
+"""One peer: its exported records, checked and copied into this cluster's etcd, where the agents read them.
+
+One task a kind follows the peer's prefix once the peer's canary says that it is complete. The peer's cluster-config is
+written before any record, our canary of a kind after all records of its first list. A peer that cannot be reached
+changes nothing here: what was mirrored stays until the peer says otherwise or is disconnected.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import NoReturn
+
+import msgspec
+
+from apiserver.admission import OUTSIDE_POD_CIDRS, Admission, Quarantine
+from apiserver.claims import Claims
+from apiserver.cluster import ClusterIdentity
+from apiserver.status import MirrorView
+from clustermesh import pki
+from clustermesh.kvstore.backoff import Backoff
+from clustermesh.kvstore.connection import Connection, TlsPem
+from clustermesh.kvstore.errors import KvError
+from clustermesh.kvstore.feed import Batch, Feed, FeedState
+from clustermesh.kvstore.lease import Lease
+from clustermesh.kvstore.writer import Writer
+from clustermesh.wire import keys, records
+from clustermesh.wire.errors import RecordError
+from clustermesh.wire.keys import Kind
+from clustermesh.wire.records import ClusterConfig
+from clustermesh.wire.validation import Claimant
+
+log = logging.getLogger(__name__)
+
+# Seconds: between looks at the peer's cluster-config; until a peer that writes one heartbeat a minute counts as silent.
+CONFIG_CHECK = 30.0
+HEARTBEAT_LIMIT = 150.0
+_RETRY_LIMIT = 15.0
+_NAMED_IN_LOG = 10
+
+
+class PeerError(Exception):
+    """The peer answers, but not as the peer that was asked for. `stage` stands beside those of KvError."""
+
+    def __init__(self, stage: str, message: str) -> None:
+        super().__init__(stage, message)
+        self.stage = stage
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.message}"
+
+
+class PeerSpec(msgspec.Struct, frozen=True):
+    """Whom to mirror, and how to reach it."""
+
+    name: str
+    cluster_id: int
+    endpoints: tuple[str, ...]
+    strict: bool = True
+
+
+def check_config(
+    config: ClusterConfig, peer: PeerSpec, own: ClusterIdentity, owner_of_id: Callable[[int], str | None]
+) -> str | None:
+    """Why a peer's cluster-config cannot be accepted; None when it can."""
+    if config.id == own.id:
+        return f"{peer.name} has cluster id {config.id}, as this cluster: give one of them another id"
+    if config.id != peer.cluster_id:
+        return f"{peer.name} has cluster id {config.id}, but spec.clusterID says {peer.cluster_id}: connect again"
+    other = owner_of_id(config.id)
+    if other is not None and other != peer.name:
+        return f"{peer.name} has cluster id {config.id}, which peer {other} has already"
+    theirs = config.capabilities.max_connected_clusters or 255
+    if theirs != own.max_clusters:
+        return (
+            f"{peer.name} numbers identities for {theirs} clusters, this cluster for {own.max_clusters}: "
+            "max-connected-clusters must be equal in the whole mesh"
+        )
+    return None
+
+
+def republished(config: ClusterConfig) -> ClusterConfig:
+    """The peer's cluster-config as a mirror writes it: the same, but cached and always with canaries."""
+    capabilities = msgspec.structs.replace(config.capabilities, synced_canaries=True, cached=True)
+    return ClusterConfig(config.id, capabilities)
+
+
+class _Paths:
+    """Where a peer's records stand: in its own state, or, if the peer is itself a mirror's copy, in that cache."""
+
+    def __init__(self, peer: str, *, cached: bool) -> None:
+        prefix, canary = (keys.cache_prefix, keys.cache_canary) if cached else (keys.state_prefix, keys.state_canary)
+        self.prefixes = {kind: prefix(kind, peer) for kind in Kind}
+        self.canaries = {kind: canary(kind, peer) for kind in Kind}
+
+
+class Mirror:
+    """Follows one peer for as long as `run` runs; `view` says how that goes."""
+
+    def __init__(
+        self,
+        peer: PeerSpec,
+        tls: TlsPem,
+        *,
+        cluster: ClusterIdentity,
+        own: Connection,
+        lease: Lease,
+        claims: Claims,
+        owner_of_id: Callable[[int], str | None],
+        changed: Callable[[], None],
+    ) -> None:
+        self._peer = peer
+        self._cluster = cluster
+        self._own = own
+        self._owner_of_id = owner_of_id
+        self._changed = changed
+        self._remote = Connection(peer.endpoints, tls, server_name=pki.server_name(peer.name))
+        self._writer = Writer(own, lease)
+        self._admission = Admission(Claimant(peer.name, peer.cluster_id, cluster.numbering), claims, strict=peer.strict)
+        self._quarantine = Quarantine()
+        self._logged: Counter[str] = Counter()
+        self._accepted: dict[Kind, set[str]] = {kind: set() for kind in Kind}
+        self._outside: dict[str, bytes] = {}  # addresses that wait for their node: tail → value
+        self._synced: set[Kind] = set()
+        self._feeds: list[Feed] = []
+        self._config: ClusterConfig | None = None
+        self._error: KvError | PeerError | None = None
+        self._connected = False
+        self._last_event = 0.0
+        self._last_heartbeat = 0.0
+        self._records_changed = 0.0
+
+    async def update_tls(self, tls: TlsPem) -> None:
+        """Use a renewed certificate or another CA from now on."""
+        await self._remote.update_tls(tls)
+
+    def view(self) -> MirrorView:
+        failures = (feed.error for feed in self._feeds if feed.state is FeedState.RETRYING)
+        error = self._error or next(failures, None)
+        silent = time.time() - self._last_heartbeat
+        if error is not None:
+            state, stage, message = "failed", str(error.stage), error.message
+        elif not self._connected:
+            state, stage, message = "connecting", "", ""
+        elif self._last_heartbeat and silent > HEARTBEAT_LIMIT:
+            state, stage = "failed", "heartbeat"
+            message = f"no heartbeat for {silent:.0f} s: the API server of {self._peer.name} does not run"
+        else:
+            state, stage, message = "connected", "", ""
+        return MirrorView(
+            state=state,
+            stage=stage,
+            message=message,
+            last_event=self._last_event,
+            changed=self._records_changed,
+            config=self._config,
+            synced=frozenset(self._synced),
+            records={kind: len(tails) for kind, tails in self._accepted.items()},
+            quarantined=self._quarantine.view(),
+        )
+
+    async def run(self) -> None:
+        """Endless. Nothing a peer does or says ends it."""
+        try:
+            async with self._remote, asyncio.TaskGroup() as group:
+                group.create_task(self._writer.run())
+                await self._adopt()
+                await self._sessions()
+        finally:
+            self._changed()
+
+    async def _adopt(self) -> None:
+        """Take over what an earlier process mirrored, so that it outlives that process even if the peer is away."""
+        backoff = Backoff()
+        while True:
+            try:
+                for kind in Kind:
+                    await self._adopt_kind(kind)
+                key = keys.cluster_config(self._peer.name)
+                present = await self._own.get(key)
+                if present is not None:
+                    self._writer.put(key, present.value)
+                return
+            except KvError as error:
+                log.warning("peer %s: own etcd: %s", self._peer.name, error)
+                await asyncio.sleep(backoff.next())
+
+    async def _adopt_kind(self, kind: Kind) -> None:
+        prefix, canary = keys.cache_prefix(kind, self._peer.name), keys.cache_canary(kind, self._peer.name)
+        await self._writer.adopt(prefix)
+        async for page in self._own.list(prefix):
+            for kv in page:
+                tail = _tail(prefix, kv.key)
+                if self._admission.judge(kind, tail, kv.value) is None:
+                    self._accepted[kind].add(tail)
+                    self._writer.put(kv.key, kv.value)
+        await self._writer.adopt(canary)
+        present = await self._own.get(canary)
+        if present is not None:
+            self._writer.put(canary, present.value)
+            self._synced.add(kind)
+
+    async def _sessions(self) -> NoReturn:
+        backoff = Backoff(limit=_RETRY_LIMIT)
+        while True:
+            try:
+                await self._session()
+            except (KvError, PeerError) as error:
+                if self._connected:
+                    backoff.reset()
+                self._report(error)
+            await asyncio.sleep(backoff.next())
+
+    async def _session(self) -> None:
+        """Everything between two looks at who the peer is; ends with the error that makes another look necessary."""
+        config = await self._greet()
+        self._config = config
+        self._writer.put(keys.cluster_config(self._peer.name), records.encode(republished(config)))
+        await self._flush()
+        self._error = None
+        self._connected = True
+        self._changed()
+        log.info("peer %s: connected, cluster id %d", self._peer.name, config.id)
+        paths = _Paths(self._peer.name, cached=config.capabilities.cached)
+        canaries = {kind: asyncio.Event() for kind in Kind}
+        listed_nodes = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow_heartbeat())
+                group.create_task(self._watch_config(config))
+                if config.capabilities.synced_canaries:
+                    group.create_task(self._follow_canaries(paths, canaries))
+                else:
+                    for event in canaries.values():
+                        event.set()
+                for kind in Kind:
+                    gates = [canaries[kind]] + ([listed_nodes] if kind is Kind.ADDRESSES else [])
+                    done = listed_nodes if kind is Kind.NODES else asyncio.Event()
+                    group.create_task(self._follow(kind, paths, gates, done, config))
+        except BaseExceptionGroup as errors:
+            _reraise(errors)
+        finally:
+            self._feeds.clear()
+
+    async def _greet(self) -> ClusterConfig:
+        """Who answers there, if it is the peer and fits into the mesh."""
+        await self._remote.get(keys.HEARTBEAT)
+        found = await self._remote.get(keys.cluster_config(self._peer.name))
+        if found is None:
+            raise PeerError(
+                "config",
+                f"the etcd has no cluster-config of {self._peer.name}: its API server has not started there yet, "
+                "or the endpoint belongs to another cluster",
+            )
+        try:
+            config = records.decode(ClusterConfig, found.value)
+        except RecordError as error:
+            raise PeerError("config", f"cluster-config of {self._peer.name} does not decode: {error}") from None
+        if reason := check_config(config, self._peer, self._cluster, self._owner_of_id):
+            raise PeerError("config", reason)
+        return config
+
+    async def _watch_config(self, agreed: ClusterConfig) -> None:
+        while True:
+            await asyncio.sleep(CONFIG_CHECK)
+            try:
+                found = await self._remote.get(keys.cluster_config(self._peer.name))
+            except KvError:
+                continue  # the feeds notice and say it
+            # A missing one means an API server that is away: what is mirrored stays.
+            if found is not None and found.value != records.encode(agreed):
+                config = await self._greet()
+                if config != agreed:
+                    raise PeerError("config", f"cluster-config of {self._peer.name} changed: reading it again")
+
+    async def _follow_heartbeat(self) -> None:
+        async with aclosing(self._feed(keys.HEARTBEAT).batches()) as batches:
+            async for batch in batches:
+                if any(event.value is not None for event in batch.events):
+                    self._last_heartbeat = time.time()
+                    self._note_event()
+
+    async def _follow_canaries(self, paths: _Paths, canaries: dict[Kind, asyncio.Event]) -> None:
+        kinds = {canary.encode(): kind for kind, canary in paths.canaries.items()}
+        async with aclosing(self._feed(keys.synced_prefix(self._peer.name)).batches()) as batches:
+            async for batch in batches:
+                for event in batch.events:
+                    if event.value is not None and event.key in kinds:
+                        canaries[kinds[event.key]].set()
+
+    async def _follow(
+        self, kind: Kind, paths: _Paths, gates: Sequence[asyncio.Event], done: asyncio.Event, config: ClusterConfig
+    ) -> None:
+        for gate in gates:
+            await gate.wait()
+        listed: set[str] | None = set()  # until the first list is complete
+        async with aclosing(self._feed(paths.prefixes[kind]).batches()) as batches:
+            async for batch in batches:
+                if listed is None and batch.synced and config.capabilities.synced_canaries:
+                    await self._expect_canary(kind, paths.canaries[kind], batch.revision)
+                self._take(kind, paths.prefixes[kind], batch, listed)
+                if listed is not None and batch.synced:
+                    await self._complete(kind, listed)
+                    listed = None
+                    done.set()
+
+    async def _expect_canary(self, kind: Kind, canary: str, revision: int) -> None:
+        """A list made again counts only if the peer had said by then that it is complete: an etcd may come back empty.
+
+        Otherwise its deletions are not believed, and a new session waits for the canary.
+        """
+        found = await self._remote.get(canary)
+        if found is None or found.mod_revision > revision:
+            raise PeerError(
+                "synced", f"{self._peer.name} is filling its etcd again: waiting until its {kind} are there"
+            )
+
+    def _take(self, kind: Kind, prefix: str, batch: Batch, listed: set[str] | None) -> None:
+        """Let in what a batch brings. `listed` collects all tails of the first list."""
+        node_accepted = False
+        for event in batch.events:
+            tail = _tail(prefix, event.key)
+            if event.value is None:
+                self._remove(kind, tail)
+                continue
+            if listed is not None:
+                listed.add(tail)
+            node_accepted |= self._admit(kind, tail, event.value) and kind is Kind.NODES
+        if node_accepted and self._outside:
+            for tail, value in list(self._outside.items()):
+                self._admit(Kind.ADDRESSES, tail, value)
+        if batch.events:
+            self._note_event()
+            self._records_changed = self._last_event
+
+    def _admit(self, kind: Kind, tail: str, value: bytes) -> bool:
+        reason = self._admission.judge(kind, tail, value)
+        label = f"{kind}/{tail}"
+        if kind is Kind.ADDRESSES:
+            self._outside.pop(tail, None)
+        if reason is None:
+            self._quarantine.release(label)
+            self._accepted[kind].add(tail)
+            self._writer.put(keys.cache_prefix(kind, self._peer.name) + tail, value)
+            return True
+        if reason == OUTSIDE_POD_CIDRS:
+            self._outside[tail] = value
+        if self._quarantine.put(label, reason):
+            self._logged[reason] += 1
+            level = logging.WARNING if self._logged[reason] <= _NAMED_IN_LOG else logging.DEBUG
+            log.log(level, "peer %s: kept out %s: %s", self._peer.name, label, reason)
+        return False
+
+    def _remove(self, kind: Kind, tail: str) -> None:
+        self._quarantine.release(f"{kind}/{tail}")
+        self._admission.forget(kind, tail)
+        if kind is Kind.ADDRESSES:
+            self._outside.pop(tail, None)
+        if tail in self._accepted[kind]:
+            self._accepted[kind].discard(tail)
+            self._writer.delete(keys.cache_prefix(kind, self._peer.name) + tail)
+
+    async def _complete(self, kind: Kind, listed: set[str]) -> None:
+        """The first list of a session is in: what is not in it goes, then the agents may trust it."""
+        prefix = keys.cache_prefix(kind, self._peer.name)
+        for tail in self._accepted[kind] - listed:
+            self._remove(kind, tail)
+        self._quarantine.keep_only(f"{kind}/", {f"{kind}/{tail}" for tail in listed})
+        self._writer.prune(prefix)
+        await self._flush()
+        self._writer.put(keys.cache_canary(kind, self._peer.name), _now().encode())
+        await self._flush()
+        self._synced.add(kind)
+        self._changed()
+        log.info("peer %s: %d %s mirrored", self._peer.name, len(self._accepted[kind]), kind)
+
+    async def _flush(self) -> None:
+        try:
+            await self._writer.flush()
+        except KvError as error:
+            raise PeerError("own-etcd", f"this cluster's own etcd does not take the records: {error}") from None
+
+    def _feed(self, prefix: str) -> Feed:
+        feed = Feed(self._remote, prefix)
+        self._feeds.append(feed)
+        return feed
+
+    def _note_event(self) -> None:
+        self._last_event = time.time()
+        self._changed()
+
+    def _report(self, error: KvError | PeerError) -> None:
+        if self._error is None or str(self._error) != str(error):
+            log.warning("peer %s: %s", self._peer.name, error)
+        self._error = error
+        self._connected = False
+        self._changed()
+
+
+async def forget_peer(own: Connection, peer: str, *, detached: Callable[[], Awaitable[None]], grace: float) -> None:
+    """Remove a peer's copy: its cluster-config first, the records once all agents let go or `grace` seconds passed."""
+    backoff = Backoff()
+    while True:
+        try:
+            await own.delete(keys.cluster_config(peer))
+            try:
+                async with asyncio.timeout(grace):
+                    await detached()
+            except TimeoutError:
+                log.warning("peer %s: some agents still use its records; removing them", peer)
+            await own.delete_prefix(keys.synced_prefix(peer))
+            for kind in Kind:
+                await own.delete_prefix(keys.cache_prefix(kind, peer))
+            return
+        except KvError as error:
+            log.warning("peer %s: its records cannot be removed yet: %s", peer, error)
+            await asyncio.sleep(backoff.next())
+
+
+def _reraise(errors: BaseExceptionGroup[BaseException]) -> NoReturn:
+    """Of a session's errors the first one; whatever is no peer's fault goes on as it is."""
+    _, foreign = errors.split((KvError, PeerError))
+    if foreign is not None:
+        raise foreign
+    first: BaseException = errors
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    raise first from None
+
+
+def _tail(prefix: str, key: bytes) -> str:
+    return key[len(prefix) :].decode(errors="backslashreplace")
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

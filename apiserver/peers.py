@@ -1,0 +1,451 @@
+"""Peers as ClusterMeshPeer objects: what each of them makes this cluster do, and what is reported back.
+
+One task a peer reconciles its object (trust, etcd user, mirror) and cleans up behind it when it is deleted; one task
+sums everything up into statuses, at most once a second.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import aclosing, suppress
+
+import msgspec
+
+from apiserver import trust
+from apiserver.admission import node_addresses
+from apiserver.claims import Claims
+from apiserver.cluster import ClusterIdentity
+from apiserver.health import Health
+from apiserver.mirror import Mirror, PeerSpec, forget_peer
+from apiserver.status import MirrorView, TrustView, agents_document, summarise, timestamp, worth_writing
+from apiserver.users import EtcdUsers
+from clustermesh.kube.client import KubeClient
+from clustermesh.kube.errors import Conflict, CredentialError, KubeError, NotFound
+from clustermesh.kube.objects import (
+    CLUSTER_MESH_PEERS,
+    CONFIG_MAPS,
+    SYSTEM_NAMESPACE,
+    ClusterMeshPeer,
+    ClusterMeshPeerStatus,
+    ConfigMap,
+    ObjectMeta,
+)
+from clustermesh.kube.reflector import Backoff, Reflector
+from clustermesh.kvstore.connection import Connection, TlsPem
+from clustermesh.kvstore.errors import KvError
+from clustermesh.kvstore.feed import Feed
+from clustermesh.kvstore.lease import Lease
+from clustermesh.pki import PkiError, Request
+from clustermesh.wire import keys, records
+from clustermesh.wire.errors import RecordError
+from clustermesh.wire.keys import Kind
+from clustermesh.wire.names import check_cluster_name
+from clustermesh.wire.private import AgentReport
+
+log = logging.getLogger(__name__)
+
+AGENTS_CONFIG_MAP = "clustermesh-agents"
+
+# Seconds: between two status writes, two writes of the ConfigMap, and signs of life in it when nothing changes.
+STATUS_EVERY = 1.0
+AGENTS_EVERY = 2.0
+AGENTS_ALIVE = 15.0
+# Certificates are looked at again after this time even if no object changes.
+_RECHECK = 3600.0
+
+
+def spec_problem(peer: ClusterMeshPeer, others: Mapping[str, ClusterMeshPeer], own: ClusterIdentity) -> str | None:
+    """Why a peer's object cannot be acted on; None when it can. Of two peers with one id the older one keeps it."""
+    name, cluster_id = peer.name, peer.spec.cluster_id
+    try:
+        check_cluster_name(name)
+        own.numbering.check_cluster_id(cluster_id)
+    except ValueError as error:
+        return str(error)
+    if name == own.name:
+        return f"{name} is this cluster's own name"
+    if cluster_id == own.id:
+        return f"cluster id {cluster_id} is this cluster's own id"
+    for other in others.values():
+        if other.spec.cluster_id == cluster_id and other.name != name and _age(other) < _age(peer):
+            return f"cluster id {cluster_id} is the id of peer {other.name} already"
+    if not peer.spec.endpoints:
+        return "spec.endpoints is empty: name at least one https://host:port"
+    return None
+
+
+def _age(peer: ClusterMeshPeer) -> tuple[str, str]:
+    return peer.metadata.creation_timestamp or "", peer.name
+
+
+class PeerManager:
+    """Everything this cluster does about its peers, as long as `run` runs."""
+
+    def __init__(
+        self,
+        *,
+        cluster: ClusterIdentity,
+        client: KubeClient,
+        connection: Connection,
+        lease: Lease,
+        health: Health,
+        grace: float = 10.0,
+    ) -> None:
+        """`grace`: seconds that agents have to let go of a deleted peer before its records go."""
+        self.cluster = cluster
+        self.client = client
+        self.connection = connection
+        self.lease = lease
+        self.grace = grace
+        self.claims = Claims()
+        self.users = EtcdUsers(connection, cluster.name)
+        self.objects: dict[str, ClusterMeshPeer] = {}
+        self.own_nodes_known = asyncio.Event()
+        self._health = health
+        self._peers: dict[str, _Peer] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._nodes: set[str] = set()
+        self._reports: dict[str, AgentReport] = {}
+        self._reports_known = False
+        self._reports_moved = asyncio.Condition()
+        self._written: dict[str, tuple[str, ClusterMeshPeerStatus]] = {}  # peer → uid, status
+        self._changed = asyncio.Event()
+        health.set("peers", False, "the ClusterMeshPeer objects are not listed yet")
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.users.run())
+            group.create_task(self._follow_own_nodes())
+            group.create_task(self._follow_reports())
+            group.create_task(self._follow_objects(group))
+            group.create_task(self._write_statuses())
+            group.create_task(self._write_agents())
+
+    def changed(self) -> None:
+        """Something that a status shows is different now."""
+        self._changed.set()
+
+    async def allow_peers(self) -> None:
+        """Peers whose request we shall sign have an etcd user, others have none. KvError."""
+        await self.users.set_peers(
+            frozenset(name for name, peer in self.objects.items() if peer.spec.certificate_request)
+        )
+
+    async def detached(self, peer: str) -> None:
+        """Returns once no agent reports anything about a peer."""
+        async with self._reports_moved:
+            await self._reports_moved.wait_for(
+                lambda: self._reports_known and all(peer not in report.peers for report in self._reports.values())
+            )
+
+    def owner_of_id(self, cluster_id: int) -> str | None:
+        """The peer that an id belongs to; the oldest of several."""
+        owners = sorted((p for p in self.objects.values() if p.spec.cluster_id == cluster_id), key=_age)
+        return owners[0].name if owners else None
+
+    # What is observed
+
+    async def _follow_objects(self, group: asyncio.TaskGroup) -> None:
+        synced = False
+        async with aclosing(Reflector(self.client, CLUSTER_MESH_PEERS).batches()) as batches:
+            async for batch in batches:
+                touched = [ref.name for ref in batch.deletes] + [peer.name for peer in batch.upserts]
+                for ref in batch.deletes:
+                    self.objects.pop(ref.name, None)
+                for peer in batch.upserts:
+                    self.objects[peer.name] = peer
+                if not synced and not batch.synced:
+                    continue  # half a list would make the others look deleted
+                if not synced:
+                    synced = True
+                    touched = [*self.objects, *await self._leftovers()]
+                    self._health.set("peers", True)
+                for name in dict.fromkeys(touched):
+                    self._wake(group, name)
+
+    async def _leftovers(self) -> set[str]:
+        """Peers that were deleted while no API server ran: their copies and keys are still there."""
+        backoff = Backoff()
+        while True:
+            try:
+                names = await trust.stored_keys(self.client)
+                async for page in self.connection.list(keys.CLUSTER_CONFIGS):
+                    names |= {keys.tail(keys.CLUSTER_CONFIGS, kv.key.decode(errors="replace")) for kv in page}
+                for kind in Kind:
+                    names |= await self._cached_clusters(kind)
+                return names - self.objects.keys() - {self.cluster.name, ""}
+            except (KubeError, CredentialError, KvError) as error:
+                log.warning("what deleted peers left behind cannot be listed yet: %s", error)
+                await asyncio.sleep(backoff.pause())
+
+    async def _cached_clusters(self, kind: Kind) -> set[str]:
+        """Clusters that the cache holds records of, found without reading the records."""
+        prefix = keys.cache_prefix(kind, "\0").split("\0")[0].encode()
+        end = prefix[:-1] + bytes((prefix[-1] + 1,))
+        found: set[str] = set()
+        start = prefix
+        while page := (await self.connection.range(start, end, limit=1, keys_only=True)).kvs:
+            name = page[0].key[len(prefix) :].split(b"/")[0]
+            found.add(name.decode(errors="replace"))
+            start = prefix + name + b"0"  # the first key behind "name/"
+        return found
+
+    def _wake(self, group: asyncio.TaskGroup, name: str) -> None:
+        peer = self._peers.get(name)
+        if peer is None:
+            peer = self._peers[name] = _Peer(name, self)
+            self._tasks[name] = group.create_task(self._live(peer), name=f"peer {name}")
+        peer.wake.set()
+        # Ids are unique among all: a change of one may let another one in.
+        for other in self._peers.values():
+            other.wake.set()
+
+    async def _live(self, peer: "_Peer") -> None:
+        await peer.run()
+        del self._peers[peer.name], self._tasks[peer.name]
+        self._written.pop(peer.name, None)
+
+    async def _follow_own_nodes(self) -> None:
+        """Our own nodes: who should have an agent, and which addresses no peer may claim.
+
+        They are known once the exporter said that all of them are in etcd; peers are judged only from then on.
+        """
+        await self._own_nodes_exported()
+        prefix = keys.state_prefix(Kind.NODES, self.cluster.name)
+        async for batch in Feed(self.connection, prefix).batches():
+            for event in batch.events:
+                self._take_own_node(event.key.decode(errors="replace")[len(prefix) :], event.value)
+            if batch.synced:
+                self.own_nodes_known.set()
+            self.changed()
+
+    async def _own_nodes_exported(self) -> None:
+        canary = keys.state_canary(Kind.NODES, self.cluster.name).encode()
+        async with aclosing(Feed(self.connection, keys.synced_prefix(self.cluster.name)).batches()) as batches:
+            async for batch in batches:
+                if any(event.key == canary and event.value is not None for event in batch.events):
+                    return
+
+    def _take_own_node(self, name: str, value: bytes | None) -> None:
+        if value is None:
+            self._nodes.discard(name)
+            self.claims.release(self.cluster.name, name)
+            return
+        self._nodes.add(name)
+        try:
+            node = records.decode(records.Node, value)
+            self.claims.hold(self.cluster.name, name, node.pod_cidrs(), node_addresses(node))
+        except RecordError as error:
+            log.error("own node %s: %s", name, error)
+
+    async def _follow_reports(self) -> None:
+        async for batch in Feed(self.connection, keys.AGENTS).batches():
+            async with self._reports_moved:
+                for event in batch.events:
+                    node = event.key.decode(errors="replace")[len(keys.AGENTS) :]
+                    self._reports.pop(node, None)
+                    if event.value is not None:
+                        try:
+                            self._reports[node] = records.decode(AgentReport, event.value)
+                        except RecordError as error:
+                            log.error("report of node %s: %s", node, error)
+                self._reports_known |= batch.synced
+                self._reports_moved.notify_all()
+            self.changed()
+
+    # What is reported
+
+    async def _write_statuses(self) -> None:
+        failed = ""
+        while True:
+            # Ages and silences grow without any event.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), 5 * STATUS_EVERY)
+            self._changed.clear()
+            problem = ""
+            for peer in list(self._peers.values()):
+                try:
+                    await self._write_status(peer)
+                except (Conflict, NotFound):
+                    self.changed()  # the object moved on; its newer form is on the way
+                except (KubeError, CredentialError) as error:
+                    problem = str(error)
+                    self.changed()
+            if problem and problem != failed:
+                log.warning("status cannot be written: %s", problem)
+            failed = problem
+            await asyncio.sleep(STATUS_EVERY)
+
+    async def _write_status(self, peer: "_Peer") -> None:
+        shown = self.objects.get(peer.name)
+        if shown is None or peer.generation is None:
+            return
+        uid, previous = self._written.get(peer.name, ("", shown.status))
+        if uid != shown.metadata.uid:
+            previous = shown.status
+        status = summarise(
+            peer.name,
+            generation=peer.generation,
+            trust=peer.trust,
+            mirror=peer.mirror_view(),
+            nodes=self._nodes,
+            reports=self._reports,
+            previous=previous,
+            now=time.time(),
+        )
+        if worth_writing(previous, status):
+            await self.client.replace_status(CLUSTER_MESH_PEERS, msgspec.structs.replace(shown, status=status))
+            self._written[peer.name] = (shown.metadata.uid, status)
+
+    async def _write_agents(self) -> None:
+        """The ConfigMap by which `connect` and `status` see the nodes, this cluster's CA and that we are alive."""
+        written: dict[str, str] = {}
+        when, failed = 0.0, ""
+        while True:
+            try:
+                authority = await trust.load_authority(self.client) if not written or failed else None
+                content = {
+                    "agents.json": agents_document(self._reports),
+                    "ca.crt": authority.cert.decode() if authority else written.get("ca.crt", ""),
+                }
+                if content != written or time.monotonic() - when > AGENTS_ALIVE:
+                    meta = ObjectMeta(name=AGENTS_CONFIG_MAP, namespace=SYSTEM_NAMESPACE)
+                    data = {**content, "updated": timestamp(time.time())}
+                    await self.client.apply(CONFIG_MAPS, ConfigMap(metadata=meta, data=data))
+                    written, when = content, time.monotonic()
+                failed = ""
+            except (KubeError, CredentialError, PkiError) as error:
+                if str(error) != failed:
+                    log.warning("ConfigMap %s cannot be written: %s", AGENTS_CONFIG_MAP, error)
+                failed = str(error)
+            await asyncio.sleep(AGENTS_EVERY)
+
+
+class _Peer:
+    """One peer: makes the world as its object says, and as if it had never been once the object is gone."""
+
+    def __init__(self, name: str, manager: PeerManager) -> None:
+        self.name = name
+        self.wake = asyncio.Event()
+        self.trust = TrustView()
+        self.generation: int | None = None  # of the object that was acted on
+        self._manager = manager
+        self._problem = ""
+        self._request: Request | None = None
+        self._mirror: Mirror | None = None
+        self._mirrored: tuple[PeerSpec, TlsPem] | None = None
+        self._mirroring: asyncio.Task[None] | None = None
+
+    def mirror_view(self) -> MirrorView:
+        view = self._mirror.view() if self._mirror is not None else MirrorView()
+        if self._problem:
+            return msgspec.structs.replace(view, state="failed", stage="spec", message=self._problem)
+        return view
+
+    async def run(self) -> None:
+        """Until the object is gone and nothing of it is left."""
+        backoff = Backoff()
+        try:
+            while True:
+                self.wake.clear()
+                pause = _RECHECK
+                try:
+                    if not await self._reconcile():
+                        return
+                    backoff.reset()
+                except (KubeError, CredentialError, KvError) as error:
+                    log.warning("peer %s: %s", self.name, error)
+                    pause = backoff.pause()
+                self._manager.changed()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.wake.wait(), pause)
+        finally:
+            await self._stop_mirror()
+
+    async def _reconcile(self) -> bool:
+        """One round; False when the object is gone and cleaned up behind."""
+        if self._mirroring is not None and self._mirroring.done():
+            await self._mirroring
+        peer = self._manager.objects.get(self.name)
+        if peer is None:
+            await self._clean_up()
+            return self.name in self._manager.objects
+        self._problem = spec_problem(peer, self._manager.objects, self._manager.cluster) or ""
+        tls = None if self._problem else await self._exchange(peer)
+        if self._problem:
+            await self._stop_mirror()
+        elif tls is not None:
+            await self._mirror_with(peer, tls)
+        self.generation = peer.metadata.generation
+        return True
+
+    async def _exchange(self, peer: ClusterMeshPeer) -> TlsPem | None:
+        """One step of trust in each direction; what is wrong with it goes to the status."""
+        issued, tls, wrong = "", None, ""
+        try:
+            if self._request is None:
+                self._request = await trust.own_request(self._manager.client, self._manager.cluster.name, self.name)
+            if peer.spec.certificate_request:
+                authority = await trust.load_authority(self._manager.client)
+                issued = trust.issue(authority, peer, trust.now())
+            await self._manager.allow_peers()
+            tls = trust.credentials(peer.spec, self._request, trust.now())
+        except PkiError as error:
+            log.warning("peer %s: %s", self.name, error)
+            wrong = str(error)
+        self.trust = trust.view(self._request, issued, tls, wrong)
+        return tls
+
+    async def _mirror_with(self, peer: ClusterMeshPeer, tls: TlsPem) -> None:
+        spec = PeerSpec(self.name, peer.spec.cluster_id, tuple(peer.spec.endpoints), peer.spec.strict)
+        if self._mirror is not None and self._mirrored is not None and self._mirrored[0] == spec:
+            await self._mirror.update_tls(tls)
+            self._mirrored = (spec, tls)
+            return
+        await self._stop_mirror()
+        manager = self._manager
+        try:
+            self._mirror = Mirror(
+                spec,
+                tls,
+                cluster=manager.cluster,
+                own=manager.connection,
+                lease=manager.lease,
+                claims=manager.claims,
+                owner_of_id=manager.owner_of_id,
+                changed=manager.changed,
+            )
+        except ValueError as error:  # an endpoint that is no URL
+            self._problem = str(error)
+            return
+        self._mirrored = (spec, tls)
+        self._mirroring = asyncio.create_task(self._run_mirror(self._mirror), name=f"mirror {self.name}")
+        # It ends by a defect alone, which `_reconcile` then raises.
+        self._mirroring.add_done_callback(lambda _: self.wake.set())
+
+    async def _run_mirror(self, mirror: Mirror) -> None:
+        await self._manager.own_nodes_known.wait()
+        await mirror.run()
+
+    async def _stop_mirror(self) -> None:
+        task, self._mirroring, self._mirror, self._mirrored = self._mirroring, None, None, None
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _clean_up(self) -> None:
+        manager = self._manager
+        self.generation = None
+        await self._stop_mirror()
+        await manager.allow_peers()
+        await forget_peer(
+            manager.connection, self.name, detached=lambda: manager.detached(self.name), grace=manager.grace
+        )
+        manager.claims.release_all(self.name)
+        if self.name not in manager.objects:
+            await trust.delete_key(manager.client, self.name)
+        self._request = None
+        self.trust = TrustView()
+        log.info("peer %s: disconnected, nothing of it is left", self.name)
