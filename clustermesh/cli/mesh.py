@@ -29,6 +29,7 @@ CONFIG = "clustermesh-config"
 AGENTS = "clustermesh-agents"
 # An API server that has given no sign of life for so many seconds does not run.
 ALIVE = 60.0
+LIST_TIMEOUT = 30.0
 
 
 class AgentPeerView(msgspec.Struct, frozen=True):
@@ -251,11 +252,19 @@ async def watching(clusters: list[Cluster]) -> AsyncIterator[tuple[list[Watched]
     watched = [Watched(cluster, changed.set) for cluster in clusters]
     tasks = [asyncio.create_task(one.run()) for one in watched]
     try:
-        while not all(one.listed for one in watched):
-            await changed.wait()
-            changed.clear()
+        try:
+            async with asyncio.timeout(LIST_TIMEOUT):
+                while not all(one.listed for one in watched):
+                    await changed.wait()
+                    changed.clear()
+        except TimeoutError:
+            silent = ", ".join(one.cluster.context for one in watched if not one.listed)
+            raise Failure(f"context {silent}: the Kubernetes API stopped answering") from None
         yield watched, changed
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+    for end in ends:
+        if isinstance(end, Exception):
+            raise end

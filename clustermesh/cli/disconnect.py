@@ -1,0 +1,189 @@
+"""`clustermesh disconnect`: delete the objects on both sides and wait until no agent knows of the other."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import click
+import msgspec
+
+from clustermesh.cli.mesh import Cluster, Watched, open_clusters, watching
+from clustermesh.cli.options import Settings, global_options
+from clustermesh.cli.output import Failure, Output
+from clustermesh.kube.errors import CredentialError, KubeError
+from clustermesh.kube.objects import CLUSTER_MESH_PEERS
+
+
+class Removal(msgspec.Struct, frozen=True):
+    """One ClusterMeshPeer object that goes: in `cluster`, about `peer`."""
+
+    context: str
+    cluster: str
+    peer: str
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """The document of `--output json`."""
+
+    result: str  # disconnected, unchanged or failed
+    removed: list[Removal]
+    skipped: list[str] = []  # sides that were left alone, with the reason
+    seconds: float = 0.0
+    error: str = ""
+
+
+class Side(msgspec.Struct, frozen=True):
+    """A cluster that answers: its name and its peers' names."""
+
+    context: str
+    name: str
+    peers: frozenset[str]
+
+
+def make_plan(source: Side, destinations: Sequence[Side], named: Sequence[str]) -> list[Removal]:
+    """The objects that are there and have to go. `named` are peers that are removed on this side alone."""
+    plan = [
+        Removal(side.context, side.name, peer.name)
+        for destination in destinations
+        for side, peer in ((source, destination), (destination, source))
+        if peer.name in side.peers
+    ]
+    plan += [Removal(source.context, source.name, peer) for peer in named if peer in source.peers]
+    return list(dict.fromkeys(plan))
+
+
+def remaining(removal: Removal, side: Watched) -> str | None:
+    """What still has to go on one side; None when nothing is left."""
+    if removal.peer in side.peers:
+        return "its ClusterMeshPeer is still there"
+    mentioned = side.agents.mention(removal.peer)
+    if mentioned:
+        return f"{len(mentioned)} agents still hold its data ({', '.join(mentioned[:3])})"
+    return None
+
+
+@click.command()
+@click.option(
+    "--destination-context",
+    "destinations",
+    multiple=True,
+    metavar="NAME",
+    help="Context of a cluster to disconnect from; may be given several times.",
+)
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="CLUSTER",
+    help="Name of a cluster to forget on this side alone, e.g. because it is gone; may be given several times.",
+)
+@click.option(
+    "--one-sided",
+    is_flag=True,
+    help="Go on with this side if a destination cannot be reached; its context must have the cluster's name.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1, max=86400),
+    default=60,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait until no agent holds the other side's data.",
+)
+@global_options
+def disconnect(
+    settings: Settings, destinations: tuple[str, ...], peers: tuple[str, ...], one_sided: bool, timeout: float
+) -> None:
+    """Undo connect, on both sides, and wait until no agent holds the other side's data."""
+    if not destinations and not peers:
+        raise click.UsageError("give --destination-context NAME, or --peer CLUSTER for this side alone")
+    output = settings.output()
+    outcome = asyncio.run(_disconnect(settings, output, destinations, peers, one_sided, timeout))
+    output.document(outcome)
+    if outcome.error:
+        raise Failure(outcome.error)
+
+
+async def _disconnect(
+    settings: Settings,
+    output: Output,
+    destinations: Sequence[str],
+    peers: Sequence[str],
+    one_sided: bool,
+    timeout: float,
+) -> Outcome:
+    started = time.monotonic()
+    contexts: list[str | None] = [settings.context, *dict.fromkeys(destinations)]
+    async with open_clusters(settings.kubeconfig, contexts) as clusters:
+        source = await _side(clusters[0])
+        reached: list[tuple[Cluster, Side]] = []
+        named, skipped = list(peers), []
+        for cluster in clusters[1:]:
+            try:
+                reached.append((cluster, await _side(cluster)))
+            except Failure as error:
+                if not one_sided:
+                    raise Failure(f"{error.message}; to forget it on this side alone add --one-sided") from None
+                named.append(_name_of(cluster.context, source))
+                skipped.append(f"{cluster.context}: {error.message}")
+        for reason in skipped:
+            output.warn(f"left alone: {reason}")
+        plan = make_plan(source, [side for _, side in reached], named)
+        if not plan:
+            output.good(f"{source.name} is not connected with {', '.join([*destinations, *peers])}: nothing to do")
+            return Outcome("unchanged", [], skipped)
+        by_name = {source.name: clusters[0]} | {side.name: cluster for cluster, side in reached}
+        try:
+            await _remove(plan, by_name, output, timeout)
+        except (Failure, KubeError, CredentialError) as error:
+            return Outcome("failed", plan, skipped, time.monotonic() - started, str(error))
+        seconds = time.monotonic() - started
+        names = ", ".join(dict.fromkeys(r.peer for r in plan if r.cluster == source.name)) or "the other side"
+        output.good(f"{source.name} and {names} are disconnected, no agent holds the other's data ({seconds:.1f} s)")
+        return Outcome("disconnected", plan, skipped, seconds)
+
+
+async def _side(cluster: Cluster) -> Side:
+    try:
+        name, *_ = await cluster.identity()
+        return Side(cluster.context, name, frozenset(await cluster.peers()))
+    except (KubeError, CredentialError) as error:
+        raise Failure(f"context {cluster.context}: {error}") from None
+
+
+def _name_of(context: str, source: Side) -> str:
+    """The cluster behind a context that does not answer: the peer of that name."""
+    if context in source.peers:
+        return context
+    known = ", ".join(sorted(source.peers)) or "none"
+    raise Failure(f"context {context} cannot be asked for its cluster's name: give --peer CLUSTER, one of {known}")
+
+
+async def _remove(plan: Sequence[Removal], by_name: dict[str, Cluster], output: Output, timeout: float) -> None:
+    names = list(dict.fromkeys(removal.cluster for removal in plan))
+    async with watching([by_name[name] for name in names]) as (watched, changed):
+        sides = dict(zip(names, watched, strict=True))
+        for removal in plan:
+            await by_name[removal.cluster].client.delete(CLUSTER_MESH_PEERS, removal.peer, missing_ok=True)
+            output.good(f"{removal.cluster}: ClusterMeshPeer {removal.peer} deleted")
+        left: dict[str, str] = {}
+        try:
+            async with asyncio.timeout(timeout):
+                while left := _left(plan, sides):
+                    output.progress("; ".join(f"{who}: {what}" for who, what in left.items()))
+                    await changed.wait()
+                    changed.clear()
+        except TimeoutError:
+            lines = "".join(f"\n  {who}: {what}" for who, what in left.items())
+            raise Failure(
+                f"the objects are deleted, but after {timeout:.0f} s their data is not:{lines}\n"
+                "  check that clustermesh-apiserver and the agents run there"
+            ) from None
+
+
+def _left(plan: Sequence[Removal], sides: dict[str, Watched]) -> dict[str, str]:
+    return {
+        f"{removal.cluster} → {removal.peer}": what
+        for removal in plan
+        if (what := remaining(removal, sides[removal.cluster])) is not None
+    }

@@ -1,0 +1,201 @@
+"""`clustermesh status`: what is applied of each peer, from nothing but the Kubernetes API."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import click
+import msgspec
+
+from clustermesh.cli.mesh import AgentsView, Cluster, open_clusters, watching
+from clustermesh.cli.options import Settings, global_options
+from clustermesh.cli.output import Failure, Output
+from clustermesh.cli.readiness import why_not_ready
+from clustermesh.kube.errors import CredentialError, KubeError, NotFound
+from clustermesh.kube.objects import ClusterMeshPeer, PeerAgents, PeerConnection, PeerProbe, PeerQuarantine
+
+KINDS = ("nodes", "identities", "addresses", "services")
+
+
+class Records(msgspec.Struct, frozen=True):
+    """Of one kind: what the mirror let in, and what the agent that is furthest behind has in its kernel maps."""
+
+    mirrored: int
+    applied: int
+
+
+class PeerLine(msgspec.Struct, frozen=True, rename="camel"):
+    name: str
+    ready: bool
+    reason: str  # why it is not ready
+    connection: PeerConnection
+    event_age: float | None  # seconds
+    records: Mapping[str, Records]
+    agents: PeerAgents
+    probe: PeerProbe
+    quarantined: PeerQuarantine
+
+
+class Report(msgspec.Struct, frozen=True, rename="camel"):
+    """The document of `--output json`."""
+
+    cluster: str
+    ready: bool
+    alive: bool  # the API server gave a sign of life lately
+    agents_ready: int
+    agents_total: int
+    peers: list[PeerLine]
+
+
+def make_report(cluster: str, peers: Mapping[str, ClusterMeshPeer], agents: AgentsView, now: float) -> Report:
+    """Sum up what objects say. With an API server that is silent nothing counts as ready: what it said is old."""
+    alive = agents.alive(now)
+    lines = [_line(peers[name], agents, alive, now) for name in sorted(peers)]
+    return Report(
+        cluster=cluster,
+        ready=alive and all(line.ready for line in lines),
+        alive=alive,
+        agents_ready=sum(agent.ready for agent in agents.agents.values()),
+        agents_total=len(agents.agents),
+        peers=lines,
+    )
+
+
+def _line(peer: ClusterMeshPeer, agents: AgentsView, alive: bool, now: float) -> PeerLine:
+    reason = why_not_ready(peer) if alive else "the API server is silent, this is what it said last"
+    status = peer.status
+    parts = [agent.peers.get(peer.name) for agent in agents.agents.values()]
+    return PeerLine(
+        name=peer.name,
+        ready=reason is None,
+        reason=reason or "",
+        connection=status.connection,
+        event_age=_age(status.connection.last_event, now),
+        records={
+            kind: Records(
+                mirrored=getattr(status.records, kind),
+                applied=min((part.records.get(kind, 0) if part else 0 for part in parts), default=0),
+            )
+            for kind in KINDS
+        },
+        agents=status.agents,
+        probe=status.probe,
+        quarantined=status.quarantined,
+    )
+
+
+def _age(event: str, now: float) -> float | None:
+    try:
+        return max(0.0, now - datetime.fromisoformat(event).timestamp()) if event else None
+    except ValueError:
+        return None
+
+
+@click.command()
+@click.option("--wait", is_flag=True, help="Wait until every peer is ready.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1, max=86400),
+    default=120,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait.",
+)
+@global_options
+def status(settings: Settings, wait: bool, timeout: float) -> None:
+    """Show what is applied of each peer.
+
+    Exit status 1 unless every peer is ready: connected, its records complete and in every node's kernel maps, and a
+    probe of each node answered.
+    """
+    output = settings.output()
+    report = asyncio.run(_status(settings, output, timeout if wait else None))
+    _show(output, report)
+    output.document(report)
+    if not report.ready:
+        late = f" after {timeout:.0f} s" if wait else ""
+        raise Failure(f"not ready{late}: {_first_reason(report)}")
+
+
+async def _status(settings: Settings, output: Output, timeout: float | None) -> Report:
+    async with open_clusters(settings.kubeconfig, [settings.context]) as (cluster,):
+        try:
+            name, *_ = await cluster.identity()
+            if timeout is None:
+                return make_report(name, await cluster.peers(), await cluster.agents(), time.time())
+            return await _wait(name, cluster, output, timeout)
+        except NotFound as error:
+            raise Failure(
+                f"context {cluster.context}: the CustomResourceDefinitions of clustermesh are missing: {error}"
+            ) from None
+        except (KubeError, CredentialError) as error:
+            raise Failure(f"context {cluster.context}: {error}") from None
+
+
+async def _wait(name: str, cluster: Cluster, output: Output, timeout: float) -> Report:
+    """The first report that is ready, or the last one."""
+    async with watching([cluster]) as ((side,), changed):
+        report = make_report(name, side.peers, side.agents, time.time())
+        try:
+            async with asyncio.timeout(timeout):
+                while not report.ready:
+                    output.progress(_first_reason(report))
+                    await changed.wait()
+                    changed.clear()
+                    report = make_report(name, side.peers, side.agents, time.time())
+        except TimeoutError:
+            pass
+        return report
+
+
+def _first_reason(report: Report) -> str:
+    if not report.alive:
+        return "the API server gives no sign of life: check clustermesh-apiserver and its log"
+    return next((f"{line.name}: {line.reason}" for line in report.peers if not line.ready), "")
+
+
+def _show(output: Output, report: Report) -> None:
+    life = "running" if report.alive else "SILENT"
+    output.line(
+        f"cluster {report.cluster}: API server {life}, {report.agents_ready} of {report.agents_total} agents ready"
+    )
+    if not report.peers:
+        output.line("no peers: connect one with `clustermesh connect --destination-context NAME`")
+        return
+    columns = (
+        "PEER",
+        "READY",
+        "CONNECTION",
+        "LAST EVENT",
+        *(kind.upper() for kind in KINDS),
+        "AGENTS",
+        "PROBE",
+        "KEPT OUT",
+    )
+    output.table(columns, [_row(line) for line in report.peers])
+    for line in report.peers:
+        if line.reason:
+            output.warn(f"{line.name}: {line.reason}")
+        for waiting in line.agents.waiting:
+            output.line(f"    {waiting.node}: {waiting.reason}")
+        for example in line.quarantined.examples:
+            output.line(f"    kept out: {example}")
+
+
+def _row(line: PeerLine) -> Sequence[str]:
+    connection = line.connection
+    stage = f"{connection.state} ({connection.stage})" if connection.stage else connection.state
+    probe = f"{line.probe.reachable}/{line.probe.total}"
+    if line.probe.reachable:
+        probe += f" {line.probe.rtt_micros / 1000:.2f} ms"
+    return (
+        line.name,
+        "yes" if line.ready else "NO",
+        stage,
+        "never" if line.event_age is None else f"{line.event_age:.0f} s ago",
+        *(f"{line.records[kind].mirrored}/{line.records[kind].applied}" for kind in KINDS),
+        f"{line.agents.ready}/{line.agents.total}",
+        probe,
+        str(line.quarantined.total),
+    )
