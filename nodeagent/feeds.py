@@ -1,0 +1,174 @@
+"""Which parts of the own etcd this node reads, and for how long.
+
+The own cluster's records are read always, a peer's from the moment its `cluster-config` appears until it vanishes. Each
+kind of each cluster has a task of its own; a prefix is read from the moment its canary stands, so that its first list
+is complete and everything beyond it is known to be stale.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import NamedTuple
+
+from clustermesh.kvstore.connection import Connection
+from clustermesh.kvstore.errors import KvError
+from clustermesh.kvstore.feed import Batch, Event, Feed
+from clustermesh.wire import keys, records
+from clustermesh.wire.errors import RecordError
+from clustermesh.wire.keys import Kind
+from nodeagent.gate import Gate
+from nodeagent.mesh import Cluster, Mesh
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 0.5
+# After the API server lost everything it writes its own configuration back at once, its peers' a little later.
+_PEERS_RETURN_SECONDS = 30.0
+
+
+class Watched(NamedTuple):
+    """A prefix and the key that says when it is complete."""
+
+    prefix: str
+    canary: str
+
+
+class Feeds:
+    """Reads the own etcd into the tables, for ever."""
+
+    def __init__(self, connection: Connection, mesh: Mesh, *, peers_return: float = _PEERS_RETURN_SECONDS) -> None:
+        self._connection = connection
+        self._mesh = mesh
+        self._peers_return = peers_return
+        self._peers: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for kind in Kind:
+                tasks.create_task(self._kind(self._mesh.own, kind, self._own(kind)))
+            tasks.create_task(self._configs(tasks))
+
+    def _own(self, kind: Kind) -> Watched:
+        cluster = self._mesh.place.cluster
+        # Of its own services a node needs more than the cluster tells its peers.
+        prefix = keys.LOCAL_SERVICES if kind is Kind.SERVICES else keys.state_prefix(kind, cluster)
+        return Watched(prefix, keys.state_canary(kind, cluster))
+
+    # One kind of one cluster
+
+    async def _kind(self, cluster: Cluster, kind: Kind, watched: Watched) -> None:
+        await self._stands(watched.canary)
+
+        def apply(events: Sequence[Event]) -> None:
+            self._mesh.apply(cluster, kind, watched.prefix, events, time.time())
+
+        async with asyncio.TaskGroup() as tasks, aclosing(self._vouched(watched, apply, tasks)) as batches:
+            async for batch in batches:
+                self._mesh.advance(cluster, batch.revision)
+                if batch.synced:
+                    self._mesh.set_synced(cluster, kind)
+
+    # The list of peers
+
+    async def _configs(self, tasks: asyncio.TaskGroup) -> None:
+        own = keys.cluster_config(self._mesh.place.cluster)
+
+        def apply(events: Sequence[Event]) -> None:
+            for event in events:
+                self._config(event, tasks)
+
+        await self._stands(own)
+        watched = Watched(keys.CLUSTER_CONFIGS, own)
+        async with aclosing(self._vouched(watched, apply, tasks, settle=self._peers_return)) as batches:
+            async for batch in batches:
+                if batch.synced and not self._mesh.peers_known:
+                    self._mesh.set_peers_known()
+
+    def _config(self, event: Event, tasks: asyncio.TaskGroup) -> None:
+        key = event.key.decode(errors="backslashreplace")
+        name = keys.tail(keys.CLUSTER_CONFIGS, key)
+        if name == self._mesh.place.cluster:
+            return
+        known = self._mesh.clusters.get(name)
+        if event.value is None:
+            self._mesh.forgive(key)
+            if known is not None:
+                self._stop(name)
+            return
+        try:
+            config = records.decode(records.ClusterConfig, event.value)
+            self._check_id(name, config.id)
+        except RecordError as error:
+            self._mesh.reject(name, key, str(error))
+            return
+        self._mesh.forgive(key)
+        if known is not None and known.cluster_id != config.id:
+            self._stop(name)
+            known = None
+        if known is None:
+            peer = self._mesh.add_peer(name, config.id)
+            self._peers[name] = tasks.create_task(self._peer(peer))
+
+    def _check_id(self, name: str, cluster_id: int) -> None:
+        for other in self._mesh.clusters.values():
+            if other.cluster_id == cluster_id and other.name != name:
+                raise RecordError(f"cluster id {cluster_id} is in use by {other.name}: give one of them another id")
+
+    async def _peer(self, peer: Cluster) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for kind in Kind:
+                watched = Watched(keys.cache_prefix(kind, peer.name), keys.cache_canary(kind, peer.name))
+                tasks.create_task(self._kind(peer, kind, watched))
+
+    def _stop(self, name: str) -> None:
+        # The group that runs the task awaits its end. What it may still deliver until then finds no such cluster.
+        self._peers.pop(name).cancel()
+        self._mesh.remove_peer(name)
+
+    # Canaries
+
+    async def _vouched(
+        self,
+        watched: Watched,
+        apply: Callable[[Sequence[Event]], None],
+        tasks: asyncio.TaskGroup,
+        *,
+        settle: float = 0.0,
+    ) -> AsyncGenerator[Batch, None]:
+        """Batches of a prefix, after `apply` took what counts of them."""
+        gate = Gate()
+
+        async def release() -> None:
+            await self._stands(watched.canary)
+            await asyncio.sleep(settle)
+            apply(gate.release())
+
+        feed = Feed(self._connection, watched.prefix)
+        releasing: asyncio.Task[None] | None = None
+        async with aclosing(feed.batches()) as batches:
+            async for batch in batches:
+                gone = any(event.value is None for event in batch.events)
+                vouched = not gone or await self._standing(watched.canary)
+                apply(gate.admit(batch.events, vouched))
+                if gate.holds and (releasing is None or releasing.done()):
+                    log.warning("%s is lost: what vanished below %s stays until then", watched.canary, watched.prefix)
+                    releasing = tasks.create_task(release())
+                yield batch
+
+    async def _standing(self, canary: str) -> bool:
+        """Whether the canary stands now; asks until etcd answers."""
+        while True:
+            try:
+                return await self._connection.get(canary) is not None
+            except KvError as error:
+                log.warning("cannot read %s: %s", canary, error)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _stands(self, canary: str) -> None:
+        """Return once the canary stands."""
+        async with aclosing(Feed(self._connection, canary).batches()) as batches:
+            async for batch in batches:
+                if any(event.value is not None and event.key == canary.encode() for event in batch.events):
+                    return

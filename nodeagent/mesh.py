@@ -1,0 +1,329 @@
+"""What this node knows of all clusters: takes the feeds' records, keeps the tables, hands on what must change.
+
+Everything here runs on one event loop and never waits, so a change is either wholly applied to the tables or not at
+all. What the kernel must hold differently goes to a `Sink`, what the node's devices must do to a `Node`.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from clustermesh.kvstore.feed import Event
+from clustermesh.wire import records
+from clustermesh.wire.errors import RecordError
+from clustermesh.wire.keys import Kind, cache_prefix
+from clustermesh.wire.private import LocalService
+from clustermesh.wire.records import AddressRecord, Node, ServiceRecord
+from nodeagent.compile.ipcache import Addresses, address_key
+from nodeagent.compile.nodes import NodeEntries, compile_node
+from nodeagent.datapath.abi import BackendValue, IpcacheValue, Map, NodeValue
+from nodeagent.place import Place
+from nodeagent.tables.pods import LocalPods
+from nodeagent.tables.ranked import Changes, Ranked
+from nodeagent.tables.services import ServiceChanges, Services
+from nodeagent.tables.source import Facet, Source
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED_REJECTS = 1000
+
+
+class Sink(Protocol):
+    """Who brings entries into the kernel."""
+
+    def submit(self, map_name: str, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
+        """Entries to write, or with None to remove, in due course."""
+
+    def prune(self, map_name: str, cluster_id: int | None, wanted: Container[bytes]) -> None:
+        """Of what an earlier agent left (of a cluster, or None: at all), remove what is not `wanted`."""
+
+    def mark(self) -> int:
+        """A number that `flushed` reaches once everything submitted so far is in the kernel."""
+
+    @property
+    def flushed(self) -> int: ...
+
+
+@dataclass(slots=True)
+class Cluster:
+    """One cluster as far as it is read."""
+
+    name: str
+    cluster_id: int
+    foreign: bool
+    addresses: Addresses
+    nodes: dict[str, NodeEntries] = field(default_factory=dict)
+    identities: dict[int, Mapping[str, str]] = field(default_factory=dict)
+    synced: dict[Kind, int] = field(default_factory=dict)  # kind → mark of its complete list
+    last_event: float = 0.0  # Unix time
+    revisions: deque[tuple[int, int]] = field(default_factory=deque)  # (mark, etcd revision) not flushed yet
+    gone: bool = False  # removed: whatever still arrives of it is too late
+    revision: int = 0  # of etcd: everything up to it is in the kernel
+
+    def source(self, facet: Facet, name: str = "") -> Source:
+        return Source(self.foreign, self.cluster_id, facet, name)
+
+
+class Mesh:
+    """The one owner of all tables."""
+
+    def __init__(self, place: Place, sink: Sink) -> None:
+        self.place = place
+        self._sink = sink
+        self.clusters: dict[str, Cluster] = {}
+        self.ipcache = Ranked[bytes, bytes]()
+        self.outer = Ranked[bytes, bytes]()
+        self.hosts = Ranked[bytes, bytes]()  # this node's own addresses in cm_endpoints
+        self.routes = Ranked[str, str]()  # pod CIDR → tunnel endpoint
+        self.services = Services(place.cluster_id)
+        self.pods = LocalPods()
+        self.own_node: Node | None = None
+        self.rejected: dict[str, str] = {}  # key → why it was kept out
+        self.peers_known = False
+        self._adopted: set[int] = set()
+        # Set by whoever cares; called from within `apply`.
+        self.on_pods: Callable[[Changes[str, int]], None] = lambda _: None
+        self.on_routes: Callable[[Changes[str, str]], None] = lambda _: None
+        self.on_own_node: Callable[[Node], None] = lambda _: None
+        self.on_change: Callable[[], None] = lambda: None
+        self.own = self._add(place.cluster, place.cluster_id)
+
+    # Life of clusters
+
+    def adopt(self, maps: Mapping[str, Mapping[bytes, bytes]]) -> None:
+        """Learn what the kernel holds from before. Nothing of it goes before its source is read in full."""
+        for value in maps[Map.IPCACHE].values():
+            self._adopted.add(IpcacheValue.unpack(value).cluster_id)
+        for value in maps[Map.NODES].values():
+            self._adopted.add(NodeValue.unpack(value).cluster_id)
+        for value in maps[Map.BACKENDS].values():
+            self._adopted.add(BackendValue.unpack(value).cluster_id)
+        self.services.remember(maps[Map.SERVICES].items(), maps[Map.BACKENDS])
+
+    def add_peer(self, name: str, cluster_id: int) -> Cluster:
+        """A peer's records are going to be read."""
+        log.info("peer %s appeared (cluster id %d)", name, cluster_id)
+        self.on_change()
+        return self._add(name, cluster_id)
+
+    def remove_peer(self, name: str) -> None:
+        """The peer is gone for good: its services first, then its pods, then its nodes."""
+        cluster = self.clusters.pop(name)
+        cluster.gone = True
+        self._write_services(self.services.drop_cluster(cluster.cluster_id))
+        self._sink.submit(Map.IPCACHE, self.ipcache.drop(cluster.source(Facet.ADDRESSES)))
+        for node in cluster.nodes:
+            self._write_node(cluster.source(Facet.NODE, node), NodeEntries())
+        self._prune(cluster.cluster_id)
+        rejected = self._prefixes(name)
+        self.rejected = {key: why for key, why in self.rejected.items() if not key.startswith(rejected)}
+        log.info("peer %s is gone: its records are removed", name)
+        self.on_change()
+
+    def set_peers_known(self) -> None:
+        """All current peers have been added; what the kernel has of other clusters is of former peers."""
+        self.peers_known = True
+        known = {cluster.cluster_id for cluster in self.clusters.values()}
+        for cluster_id in self._adopted - known:
+            self._write_services(self.services.forget(cluster_id))
+            self._prune(cluster_id)
+        self.on_change()
+
+    # Records
+
+    def apply(self, cluster: Cluster, kind: Kind, prefix: str, batch: Sequence[Event], now: float) -> None:
+        """Records of one kind from below `prefix`, in order. `now` is Unix time."""
+        if cluster.gone:
+            return
+        skip = len(prefix.encode())
+        if kind is Kind.ADDRESSES:
+            self._addresses(cluster, skip, batch)
+        else:
+            read = {Kind.NODES: self._node, Kind.IDENTITIES: self._identity, Kind.SERVICES: self._service}[kind]
+            for event in batch:
+                try:
+                    read(cluster, event.key[skip:].decode(), event.value)
+                except (RecordError, UnicodeDecodeError, ValueError, OSError) as error:
+                    self._reject(cluster, event.key, error)
+                else:
+                    self._accept(event.key)
+        if batch:
+            cluster.last_event = now
+            self.on_change()
+
+    def advance(self, cluster: Cluster, revision: int) -> None:
+        """All that the own etcd had up to `revision` (of the prefix that was read) has been applied to the tables."""
+        mark = self._sink.mark()
+        if cluster.revisions and cluster.revisions[-1][0] == mark:
+            cluster.revisions[-1] = (mark, max(revision, cluster.revisions[-1][1]))
+        else:
+            cluster.revisions.append((mark, revision))
+
+    def set_synced(self, cluster: Cluster, kind: Kind) -> None:
+        """The cluster's list of a kind is complete: what an earlier agent left beyond it may go."""
+        if cluster.gone or kind in cluster.synced:
+            return
+        if kind is Kind.SERVICES:
+            if cluster.foreign:
+                self._write_services(self.services.forget(cluster.cluster_id))
+            else:
+                self._sink.prune(Map.SERVICES, None, self.services.entries().keys())
+                self._sink.prune(Map.BACKENDS, None, self.services.backends().keys())
+        elif {kind, *cluster.synced} >= {Kind.NODES, Kind.ADDRESSES}:
+            self._prune(cluster.cluster_id)
+        cluster.synced[kind] = self._sink.mark()
+        log.info("%s: %s complete", cluster.name, kind)
+        self.on_change()
+
+    def reject(self, cluster_name: str, key: str, why: str) -> None:
+        """A key's value makes no sense. What the key said before stays in force."""
+        if self.rejected.get(key) == why:
+            return
+        log.warning("kept out record %s of %s: %s", key, cluster_name, why)
+        if len(self.rejected) < _REMEMBERED_REJECTS or key in self.rejected:
+            self.rejected[key] = why
+        self.on_change()
+
+    def forgive(self, key: str) -> None:
+        """The key makes sense again, or is gone."""
+        self.rejected.pop(key, None)
+
+    # What others ask
+
+    def applied(self, cluster: Cluster) -> frozenset[Kind]:
+        """Kinds whose complete list is in the kernel."""
+        flushed = self._sink.flushed
+        return frozenset(kind for kind, mark in cluster.synced.items() if mark <= flushed)
+
+    def applied_revision(self, cluster: Cluster) -> int:
+        flushed = self._sink.flushed
+        while cluster.revisions and cluster.revisions[0][0] <= flushed:
+            cluster.revision = max(cluster.revision, cluster.revisions.popleft()[1])
+        return cluster.revision
+
+    def counts(self, cluster: Cluster) -> dict[str, int]:
+        """Records held of a cluster, by kind."""
+        return {
+            Kind.NODES: len(cluster.nodes),
+            Kind.IDENTITIES: len(cluster.identities),
+            Kind.ADDRESSES: len(self.ipcache.claims(cluster.source(Facet.ADDRESSES))),
+            Kind.SERVICES: self.services.count(cluster.cluster_id),
+        }
+
+    def peers(self) -> list[Cluster]:
+        return [cluster for cluster in self.clusters.values() if cluster.foreign]
+
+    def routes_complete(self) -> bool:
+        """Every route that should be is known."""
+        return self.peers_known and all(Kind.NODES in cluster.synced for cluster in self.clusters.values())
+
+    def pods_complete(self) -> bool:
+        """Every pod of this node is known."""
+        return self.own_node is not None and Kind.ADDRESSES in self.own.synced
+
+    def complete(self, cluster: Cluster) -> bool:
+        """Everything of a cluster is in the kernel."""
+        return self.applied(cluster) >= set(Kind)
+
+    # Kinds
+
+    def _addresses(self, cluster: Cluster, skip: int, batch: Sequence[Event]) -> None:
+        changes: list[tuple[bytes, bytes | None]] = []
+        pods: Changes[str, int] = []
+        value_of, foreign, rejected = cluster.addresses.value, cluster.foreign, self.rejected
+        decode, append = records.decode, changes.append
+        for event_key, raw, _ in batch:
+            try:
+                tail = event_key[skip:].decode()
+                key = address_key(tail)
+                if raw is None:
+                    append((key, None))
+                    if not foreign:
+                        pods += self.pods.put(tail, "", None)
+                else:
+                    record = decode(AddressRecord, raw)
+                    if record.ip != tail and (record.mask is None or record.ip != tail.partition("/")[0]):
+                        raise RecordError(f"the record's address {record.ip!r} differs from its key")
+                    append((key, value_of(record)))
+                    if not foreign:
+                        pods += self.pods.put(tail, record.host_ip, record.identity or None)
+            except (RecordError, UnicodeDecodeError) as error:
+                self._reject(cluster, event_key, error)
+            else:
+                if rejected:
+                    self._accept(event_key)
+        self._sink.submit(Map.IPCACHE, self.ipcache.apply(cluster.source(Facet.ADDRESSES), changes))
+        if pods:
+            self.on_pods(pods)
+
+    def _node(self, cluster: Cluster, name: str, raw: bytes | None) -> None:
+        source = cluster.source(Facet.NODE, name)
+        if raw is None:
+            cluster.nodes.pop(name, None)
+            self._write_node(source, NodeEntries())
+            return
+        node = records.decode(Node, raw)
+        if node.name != name or node.cluster != cluster.name:
+            raise RecordError(f"the record is of {node.cluster}/{node.name}")
+        entries = compile_node(self.place, cluster.cluster_id, node)
+        cluster.nodes[name] = entries
+        self._write_node(source, entries)
+        if not cluster.foreign and name == self.place.node:
+            self.own_node = node
+            self.on_pods(self.pods.move(frozenset(address.ip for address in node.ip_addresses or ())))
+            self.on_own_node(node)
+
+    def _identity(self, cluster: Cluster, tail: str, raw: bytes | None) -> None:
+        number = int(tail)
+        if raw is None:
+            cluster.identities.pop(number, None)
+        else:
+            cluster.identities[number] = records.decode_identity(raw)
+
+    def _service(self, cluster: Cluster, name: str, raw: bytes | None) -> None:
+        kind: type[LocalService | ServiceRecord] = ServiceRecord if cluster.foreign else LocalService
+        service = None if raw is None else records.decode(kind, raw)
+        if service is not None and f"{service.namespace}/{service.name}" != name:
+            raise RecordError(f"the record is of {service.namespace}/{service.name}")
+        if isinstance(service, ServiceRecord) or (service is None and cluster.foreign):
+            changes = self.services.put_remote(cluster.cluster_id, name, service)
+        else:
+            changes = self.services.put_local(name, service)
+        self._write_services(changes)
+        for address in changes.conflicts:
+            log.warning("service %s: %s announces the backend %s of another cluster", name, cluster.name, address)
+
+    # Ends
+
+    def _add(self, name: str, cluster_id: int) -> Cluster:
+        foreign = cluster_id != self.place.cluster_id
+        cluster = self.clusters[name] = Cluster(name, cluster_id, foreign, Addresses(cluster_id, foreign=foreign))
+        return cluster
+
+    def _write_node(self, source: Source, entries: NodeEntries) -> None:
+        self._sink.submit(Map.NODES, self.outer.replace(source, entries.outer))
+        self._sink.submit(Map.IPCACHE, self.ipcache.replace(source, entries.ipcache))
+        self._sink.submit(Map.ENDPOINTS, self.hosts.replace(source, entries.endpoints))
+        routes = self.routes.replace(source, entries.routes)
+        if routes:
+            self.on_routes(routes)
+
+    def _write_services(self, changes: ServiceChanges) -> None:
+        self._sink.submit(Map.BACKENDS, changes.backends)
+        self._sink.submit(Map.SERVICES, changes.services)
+
+    def _prune(self, cluster_id: int) -> None:
+        self._sink.prune(Map.IPCACHE, cluster_id, self.ipcache.entries)
+        self._sink.prune(Map.NODES, cluster_id, self.outer.entries)
+
+    def _prefixes(self, name: str) -> tuple[str, ...]:
+        return tuple(cache_prefix(kind, name) for kind in Kind)
+
+    def _reject(self, cluster: Cluster, raw_key: bytes, error: Exception) -> None:
+        self.reject(cluster.name, raw_key.decode(errors="backslashreplace"), str(error))
+
+    def _accept(self, raw_key: bytes) -> None:
+        if self.rejected:
+            self.forgive(raw_key.decode(errors="backslashreplace"))
