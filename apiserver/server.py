@@ -40,6 +40,7 @@ class Server:
         self._listen = listen
         self._health = health
         self._registry = registry
+        self.listening = asyncio.Event()
         self.port: int | None = None  # once it listens
 
     async def run(self) -> None:
@@ -68,6 +69,7 @@ class Server:
                     f"cannot listen on {self._listen}: {error.strerror}: give another --listen HOST:PORT"
                 ) from None
             self.port = runner.addresses[0][1]
+            self.listening.set()
             yield
         finally:
             await runner.cleanup()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import ssl
@@ -24,8 +25,11 @@ from clustermesh.kube.objects import KubeObject, ObjectMeta, Resource
 PAGE = 500  # objects a list request asks for
 _REQUEST_TIMEOUT = 30.0  # seconds
 _CONNECT_TIMEOUT = 10.0  # seconds
+_SILENCE = 30.0  # seconds without an event after which a server is asked whether it still lives
 _APPLY_ATTEMPTS = 5
 _MERGE_PATCH = "application/merge-patch+json"
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=KubeObject)
 Body = KubeObject | Mapping[str, Any]
@@ -52,8 +56,11 @@ class Page(NamedTuple):
 class KubeClient:
     """An HTTP session with one cluster's API. Use it as async context manager, or call `close`."""
 
-    def __init__(self, access: ClusterAccess) -> None:
+    def __init__(self, access: ClusterAccess, *, request_timeout: float = _REQUEST_TIMEOUT, silence: float = _SILENCE):
+        """In seconds: what a request may take, and how long a watch may be quiet before the server is asked."""
         self.access = access
+        self._request_timeout = request_timeout
+        self._silence = silence
         self._session: aiohttp.ClientSession | None = None
         self._token_file = TokenFile(access.token_file) if access.token_file else None
         self._credential: ExecStatus | None = None
@@ -138,8 +145,7 @@ class KubeClient:
         request = f"watch {resource}"
         # Compression would hold events back until a block is full.
         headers = {"Accept-Encoding": "identity"}
-        # A server that neither ends the stream in time nor sends anything is taken for dead.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=seconds + 30)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT)
         async with self._response(
             "GET", resource.path(namespace), request, query=query, headers=headers, timeout=timeout
         ) as response:
@@ -238,7 +244,7 @@ class KubeClient:
         """One request, answered in full. `request` names it in errors: "list pods"."""
         data = None if body is None else msgspec.json.encode(body)
         headers = {} if data is None else {"Content-Type": content_type}
-        timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT, sock_connect=_CONNECT_TIMEOUT)
+        timeout = aiohttp.ClientTimeout(total=self._request_timeout, sock_connect=_CONNECT_TIMEOUT)
         async with self._response(
             method, path, request, query=query, data=data, headers=headers, timeout=timeout
         ) as response:
@@ -292,11 +298,27 @@ class KubeClient:
             )
 
     async def _chunks(self, response: aiohttp.ClientResponse, request: str) -> AsyncIterator[bytes]:
+        while True:
+            try:
+                async with asyncio.timeout(self._silence):
+                    chunk = await response.content.readany()
+            except TimeoutError:
+                await self._check_alive()
+                continue
+            except (aiohttp.ClientError, OSError) as error:
+                raise self._unreachable(request, error) from None
+            if not chunk:
+                return
+            yield chunk
+
+    async def _check_alive(self) -> None:
+        """Unreachable when the server does not answer at all; TCP alone does not notice one that hangs."""
         try:
-            async for chunk in response.content.iter_any():
-                yield chunk
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._unreachable(request, error) from None
+            await self.request("GET", "/version", "watch")
+        except Unreachable:
+            raise
+        except KubeError as error:
+            log.debug("the API server answers, if only with a refusal: %s", error)
 
     async def _put(self, resource: Resource[T], body: Body, namespace: str | None, subresource: str | None) -> T:
         document = _document(resource, body)

@@ -44,6 +44,8 @@ class FakeApi:
     watches: list[Stream] = field(default_factory=list)
     list_failures: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     lists: int = 0
+    asked: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    hangs: bool = False
     watched_from: list[str] = field(default_factory=list)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -62,6 +64,12 @@ class FakeApi:
         response = web.json_response({"metadata": meta, "items": self.items[start : start + size]})
         response.enable_compression()
         return response
+
+    async def version_of_server(self, _: web.Request) -> web.Response:
+        self.asked.release()
+        if self.hangs:
+            await asyncio.sleep(10)
+        return web.json_response({})
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         self.watched_from.append(request.query["resourceVersion"])
@@ -100,17 +108,18 @@ async def end(response: web.StreamResponse) -> None:
 
 @asynccontextmanager
 async def follow(
-    api: FakeApi, on_state: Callable[[ReflectorState], None] | None = None
+    api: FakeApi, on_state: Callable[[ReflectorState], None] | None = None, **options: float
 ) -> AsyncIterator[tuple[Reflector[Pod], AsyncIterator[KubeBatch[Pod]]]]:
     app = web.Application()
     app.router.add_get("/api/v1/pods", api.handle)
+    app.router.add_get("/version", api.version_of_server)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     port = runner.addresses[0][1]
     try:
-        async with KubeClient(ClusterAccess(server=f"http://127.0.0.1:{port}")) as client:
+        async with KubeClient(ClusterAccess(server=f"http://127.0.0.1:{port}"), **options) as client:
             reflector = Reflector(client, PODS, on_state=on_state)
             async with aclosing(reflector.batches()) as batches:
                 yield reflector, batches
@@ -210,6 +219,18 @@ async def test_a_compacted_watch_lists_again_and_tells_what_has_gone(status: dic
     assert batch.synced
     assert names(batch) == ["again", "new"]
     assert set(batch.deletes) == {ObjectRef("demo", "gone", "gone"), ObjectRef("demo", "again", "old")}
+
+
+async def test_a_server_that_hangs_is_left_and_a_quiet_one_is_not() -> None:
+    api = FakeApi(watches=[stay, sends(event("ADDED", pod("a", 2)))])
+    async with follow(api, request_timeout=0.2, silence=0.1) as (_, batches):
+        await following(batches)
+        waiting = asyncio.ensure_future(following(batches))
+        await api.asked.acquire()
+        await api.asked.acquire()
+        assert len(api.watched_from) == 1
+        api.hangs = True
+        assert names(await waiting) == ["a"]
 
 
 async def test_refusals_are_retried_and_shown() -> None:
