@@ -180,6 +180,7 @@ class Mirror:
                 for kind in Kind:
                     await self._adopt_kind(kind)
                 key = keys.cluster_config(self._peer.name)
+                await self._writer.adopt(key)
                 present = await self._own.get(key)
                 if present is not None:
                     self._writer.put(key, present.value)

@@ -3,11 +3,13 @@ the mesh's may be lost."""
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import yaml
 
@@ -30,7 +32,7 @@ from clustermesh.kube.objects import (
 from clustermesh.kvstore.connection import Connection
 from clustermesh.kvstore.lease import Lease
 from clustermesh.wire import keys, labels
-from tests.integration.etcd_process import EtcdProcess
+from tests.integration.etcd_process import EtcdProcess, free_ports
 from tests.integration.kubernetes.cluster import Cluster
 from tests.integration.waiting import eventually
 
@@ -45,8 +47,9 @@ WEB = {"app": "web"}
 class Kubernetes:
     """Objects as a test wants them."""
 
-    def __init__(self, client: KubeClient) -> None:
+    def __init__(self, client: KubeClient, kubeconfig: Path) -> None:
         self.client = client
+        self.kubeconfig = kubeconfig
 
     async def install(self) -> None:
         for path in sorted(CRDS.glob("*.yaml")):
@@ -132,7 +135,7 @@ async def kubernetes(kubernetes_etcd: EtcdProcess) -> AsyncIterator[Kubernetes]:
     try:
         await cluster.start()
         async with KubeClient(config.load(cluster.kubeconfig)) as client:
-            yield Kubernetes(client)
+            yield Kubernetes(client, cluster.kubeconfig)
     finally:
         await cluster.stop()
 
@@ -339,3 +342,63 @@ async def test_missing_kinds_are_named_with_the_file_that_brings_them(
         await eventually(lambda: any("kubectl apply -f deploy/crds/" in line for line in health.missing))
         await kubernetes.install()
         await ready(health)
+
+
+@asynccontextmanager
+async def process(
+    kubernetes: Kubernetes, etcd: EtcdProcess, *options: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    tls = etcd.client_files()
+    arguments = (
+        "--cluster-name=red",
+        "--cluster-id=1",
+        f"--kubeconfig={kubernetes.kubeconfig}",
+        f"--etcd-endpoints={etcd.endpoint}",
+        f"--etcd-ca={tls.ca}",
+        f"--etcd-cert={tls.cert}",
+        f"--etcd-key={tls.key}",
+        *options,
+    )
+    pipe = asyncio.subprocess.PIPE
+    started = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "apiserver.main", *arguments, stdout=pipe, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        yield started
+    finally:
+        if started.returncode is None:
+            started.kill()
+            await started.wait()
+
+
+async def test_the_process_gets_ready_and_stops_when_told(
+    kubernetes: Kubernetes, etcd: EtcdProcess, store: Store
+) -> None:
+    await kubernetes.install()
+    await kubernetes.namespace()
+    await kubernetes.namespace("clustermesh-system")
+    await kubernetes.pod("web", "10.1.1.5")
+    (port,) = free_ports(1)
+    async with process(kubernetes, etcd, f"--listen=127.0.0.1:{port}") as running, aiohttp.ClientSession() as session:
+
+        async def is_ready() -> bool:
+            try:
+                async with session.get(f"http://127.0.0.1:{port}/readyz") as response:
+                    return response.status == 200
+            except aiohttp.ClientConnectionError:
+                return False
+
+        await eventually(is_ready)
+        running.terminate()
+        output, _ = await asyncio.wait_for(running.communicate(), 10)
+    assert running.returncode == 0, output.decode()
+    assert b"Traceback" not in output
+    assert await store.has(keys.address("10.1.1.5")), "what was exported outlives the process"
+
+
+async def test_a_port_in_use_ends_the_process_with_one_error(kubernetes: Kubernetes, etcd: EtcdProcess) -> None:
+    async with process(kubernetes, etcd, f"--listen=127.0.0.1:{etcd.port}") as running:
+        output, _ = await asyncio.wait_for(running.communicate(), 20)
+    assert running.returncode == 1
+    assert output.count(b"ERROR") == 1
+    assert f"cannot listen on 127.0.0.1:{etcd.port}" in output.decode()

@@ -1,0 +1,177 @@
+"""connect, status and disconnect between two clusters, as an operator types them."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+
+from clustermesh.kube.objects import CLUSTER_MESH_PEERS
+from clustermesh.kvstore.auth import AuthAdmin
+from clustermesh.wire import keys
+from tests.integration.apiserver.meshes import MeshCluster, end
+from tests.integration.etcd_process import EtcdProcess
+from tests.integration.waiting import eventually
+
+pytestmark = pytest.mark.integration
+
+COMMAND = Path(sys.executable).parent / "clustermesh"
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return msgspec.json.decode(self.out)
+
+
+class Mesh(NamedTuple):
+    red: MeshCluster
+    green: MeshCluster
+    kubeconfig: Path
+
+    async def command(self, *arguments: str) -> Ended:
+        environment = os.environ | {"KUBECONFIG": str(self.kubeconfig)}
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            str(COMMAND), *arguments, env=environment, stdout=pipe, stderr=pipe
+        )
+        try:
+            async with asyncio.timeout(60):
+                out, err = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert process.returncode is not None
+        return Ended(process.returncode, out.decode(), err.decode())
+
+    async def connect(self, *arguments: str) -> Ended:
+        return await self.command("connect", "--context", "red", "--destination-context", "green", *arguments)
+
+
+@pytest.fixture
+async def mesh(etcd: EtcdProcess, own: EtcdProcess, tmp_path: Path) -> AsyncIterator[Mesh]:
+    await serve_as(own, "green")
+    clusters = []
+    for name, number, store in (("red", 1, etcd), ("green", 2, own)):
+        directory = tmp_path / name
+        directory.mkdir()
+        clusters.append(MeshCluster(name, number, store, directory))
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        await asyncio.gather(*(cluster.install() for cluster in clusters))
+        tasks += [asyncio.create_task(cluster.run()) for cluster in clusters]
+        mesh = Mesh(clusters[0], clusters[1], merged_kubeconfig(clusters, tmp_path / "kubeconfig"))
+        await eventually(lambda: alive(mesh))
+        yield mesh
+    finally:
+        for task in tasks:
+            await end(task)
+        for cluster in clusters:
+            await cluster.close()
+
+
+async def serve_as(etcd: EtcdProcess, cluster: str) -> None:
+    """Give an etcd a server certificate in its cluster's name."""
+    await etcd.stop()
+    pair = etcd.ca.issue_server("etcd", [f"{cluster}.mesh.cilium.io", "localhost", "127.0.0.1"])
+    etcd.server.cert.write_bytes(pair.cert)
+    etcd.server.key.write_bytes(pair.key)
+    await etcd.start()
+
+
+def merged_kubeconfig(clusters: list[MeshCluster], path: Path) -> Path:
+    merged: dict[str, Any] = {"apiVersion": "v1", "kind": "Config", "current-context": "red"}
+    for cluster in clusters:
+        single = msgspec.json.decode(cluster.kubernetes.kubeconfig.read_bytes())
+        for section, part in (("clusters", "cluster"), ("users", "user")):
+            merged.setdefault(section, []).append({"name": cluster.name, part: single[section][0][part]})
+        entry = {"name": cluster.name, "context": {"cluster": cluster.name, "user": cluster.name}}
+        merged.setdefault("contexts", []).append(entry)
+    path.write_bytes(msgspec.json.encode(merged))
+    return path
+
+
+async def alive(mesh: Mesh) -> bool:
+    for name in ("red", "green"):
+        ended = await mesh.command("status", "--context", name, "--output", "json")
+        if ended.status or ended.document["agentsTotal"] != 1:
+            return False
+    return True
+
+
+async def objects(cluster: MeshCluster) -> list[str]:
+    async with cluster.client() as client:
+        return [peer.name for peer in await client.list(CLUSTER_MESH_PEERS)]
+
+
+async def test_two_clusters_become_one_and_two_again(mesh: Mesh) -> None:
+    ended = await mesh.connect("--dry-run", "--output", "json")
+    assert (ended.status, ended.document["result"]) == (0, "planned")
+    assert await objects(mesh.red) == []
+
+    ended = await mesh.connect()
+    assert ended.status == 0, ended.out + ended.err
+    assert "every agent is ready" in ended.out
+
+    ended = await mesh.command("status", "--context", "green", "--output", "json")
+    assert ended.status == 0, ended.out + ended.err
+    (line,) = ended.document["peers"]
+    assert (line["name"], line["ready"], line["agents"]["ready"]) == ("red", True, 1)
+    assert line["records"]["identities"] == {"mirrored": 1, "applied": 1}
+    users = await AuthAdmin(mesh.red.etcd.connection()).users()
+    assert "remote-green" in users
+    async with mesh.red.client() as client:
+        peer = await client.get(CLUSTER_MESH_PEERS, "green")
+        assert "PRIVATE" not in msgspec.json.encode(peer).decode()
+
+    again = await mesh.connect("--output", "json")
+    assert (again.status, again.document["result"]) == (0, "unchanged")
+
+    ended = await mesh.command("disconnect", "--context", "red", "--destination-context", "green")
+    assert ended.status == 0, ended.out + ended.err
+    assert await objects(mesh.red) == await objects(mesh.green) == []
+    root = mesh.red.etcd.connection()
+    await eventually(lambda: nothing_of(root, "green"))
+    assert "remote-green" not in await AuthAdmin(root).users()
+    secrets = await mesh.red.kubernetes.kubectl("get", "secrets", "-n", "clustermesh-system", "-o", "name")
+    assert "clustermesh-peer-green" not in secrets
+
+    ended = await mesh.command("disconnect", "--context", "red", "--destination-context", "green", "-o", "json")
+    assert (ended.status, ended.document["result"]) == (0, "unchanged")
+
+
+async def nothing_of(connection: Any, peer: str) -> bool:
+    for prefix in (keys.CACHE, keys.synced_prefix(peer), keys.cluster_config(peer)):
+        if await connection.count(prefix):
+            return False
+    return True
+
+
+async def test_agents_that_never_finish_make_connect_roll_back(mesh: Mesh) -> None:
+    mesh.green.agents_work = False
+    ended = await mesh.connect("--timeout", "6", "--output", "json")
+    assert ended.status == 1
+    document = ended.document
+    assert document["result"] == "failed"
+    assert "green → red" in document["error"] and "agent" in document["error"]
+    assert len(document["rolled_back"]) == 2
+    assert await objects(mesh.red) == await objects(mesh.green) == []
+    root = mesh.green.etcd.connection()
+    await eventually(lambda: nothing_of(root, "red"))
+
+
+async def test_a_destination_that_does_not_answer_changes_nothing(mesh: Mesh) -> None:
+    await mesh.green.kubernetes.stop()
+    ended = await mesh.connect()
+    assert ended.status == 1
+    assert "context green" in ended.err and "does not answer" in ended.err
+    assert await objects(mesh.red) == []
