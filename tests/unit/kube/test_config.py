@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from clustermesh.kube import config
+from clustermesh.kube.credentials import ExecPlugin
 from clustermesh.kube.errors import ConfigError, CredentialError
 
 CA = b"-----BEGIN CERTIFICATE-----\n"
@@ -99,7 +100,7 @@ def test_without_any_kubeconfig_the_error_says_how_to_give_one() -> None:
         config.load()
 
 
-def plugin(tmp_path: Path, code: str) -> config.ExecPlugin:
+def plugin(tmp_path: Path, code: str) -> ExecPlugin:
     path = tmp_path / "plugin.py"
     path.write_text(code)
     user = {"exec": {"command": sys.executable, "args": [str(path)], "env": [{"name": "WHO", "value": "me"}]}}
