@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import signal
+import sys
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -36,16 +37,23 @@ async def _run(arguments: argparse.Namespace) -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, task.cancel)
             logging.getLogger(__package__).info("serving cluster %s on %s", arguments.cluster_name, arguments.listen)
-            await asyncio.gather(task, return_exceptions=False)
+            await task
 
 
-def main() -> None:
+def main() -> int:
+    """Returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log = logging.getLogger(__package__)
+    arguments = _arguments()
     try:
-        asyncio.run(_run(_arguments()))
+        asyncio.run(_run(arguments))
     except asyncio.CancelledError:
-        logging.getLogger(__package__).info("stopped")
+        log.info("stopped")
+    except OSError as error:  # a certificate file is missing, or the port is taken
+        log.error("cannot serve on %s: %s", arguments.listen, error)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -51,13 +51,14 @@ class Window:
             self._oldest = self._changes[0].revision
         self._changes.append(change)
         self._end += 1
-        self._notify()
+        self.wake()
 
     def close(self) -> None:
         self._closed = True
-        self._notify()
+        self.wake()
 
-    def _notify(self) -> None:
+    def wake(self) -> None:
+        """Let all who wait look again."""
         self._wake.set()
         self._wake = asyncio.Event()
 
@@ -99,6 +100,7 @@ class WatchCache:
         self._expected = 0
         self.revision = 0
         self.synced = asyncio.Event()
+        self.stopping = False
         self.all = Window(0)
         self.uids: dict[str, str] = {}  # uid → key
         self.dependents: defaultdict[str, set[str]] = defaultdict(set)  # owner's uid → keys
@@ -123,6 +125,12 @@ class WatchCache:
         self.revision = batch.revision
         self._progress.set()
         self._progress = asyncio.Event()
+
+    def stop(self) -> None:
+        """End all watches in good order: their clients may go on elsewhere where they were."""
+        self.stopping = True
+        for window in self._windows.values():
+            window.wake()
 
     def _close_windows(self) -> None:
         for window in (*self._windows.values(), self.all):

@@ -61,7 +61,7 @@ def decode(raw: bytes) -> Object:
         if kind not in _MESSAGES:
             raise bad_request(f"{kind} is not known as protobuf here: send JSON, for instance with kubectl apply")
         return {**envelope["type"], **_message(kind, envelope["raw"])}
-    except (IndexError, KeyError, UnicodeDecodeError) as error:
+    except (IndexError, KeyError, ValueError) as error:
         raise bad_request(f"the protobuf body does not decode: {error!r}") from error
 
 
@@ -69,20 +69,12 @@ def _message(name: str, raw: bytes) -> Object:
     fields, at = _MESSAGES[name], 0
     result: Object = {}
     while at < len(raw):
-        tag, at = _varint(raw, at)
-        value: Any
-        if tag & 7 == 0:
-            value, at = _varint(raw, at)
-        elif tag & 7 == 2:
-            size, at = _varint(raw, at)
-            value, at = raw[at : at + size], at + size
-        else:
-            raise bad_request(f"unexpected wire type in field {tag >> 3} of {name}")
-        if tag >> 3 not in fields and _is_empty(value):
+        number, value, at = _field(raw, at)
+        if number not in fields and _is_empty(value):
             continue
-        if tag >> 3 not in fields:
-            raise bad_request(f"field {tag >> 3} of {name} is not known as protobuf here: send JSON")
-        field, type_ = fields[tag >> 3]
+        if number not in fields:
+            raise bad_request(f"field {number} of {name} is not known as protobuf here: send JSON")
+        field, type_ = fields[number]
         if type_ in ("map", "bytes map"):
             key, item = _entry(value, type_)
             result.setdefault(field, {})[key] = item
@@ -98,21 +90,35 @@ def _is_empty(value: int | bytes) -> bool:
     return not value or (isinstance(value, bytes) and len(value) == 2 and value[1] == 0)
 
 
-def _value(type_: str, raw: Any) -> Any:
-    if type_ in ("int", "bytes"):
+def _value(type_: str, raw: int | bytes) -> Any:
+    if isinstance(raw, int) is not (type_ == "int"):
+        raise ValueError(f"a {type_} cannot be {raw!r}")
+    if isinstance(raw, int) or type_ == "bytes":
         return raw
     return raw.decode() if type_ == "string" else _message(type_, raw)
 
 
-def _entry(raw: bytes, type_: str) -> tuple[str, str]:
+def _entry(raw: int | bytes, type_: str) -> tuple[str, str]:
     parts = {1: b"", 2: b""}
     at = 0
-    while at < len(raw):
-        tag, at = _varint(raw, at)
-        size, at = _varint(raw, at)
-        parts[tag >> 3], at = raw[at : at + size], at + size
-    value = parts[2].decode() if type_ == "map" else base64.b64encode(parts[2]).decode()
-    return parts[1].decode(), value
+    while isinstance(raw, bytes) and at < len(raw):
+        number, value, at = _field(raw, at)
+        parts[number] = _value("bytes", value)
+    text = parts[2].decode() if type_ == "map" else base64.b64encode(parts[2]).decode()
+    return parts[1].decode(), text
+
+
+def _field(raw: bytes, at: int) -> tuple[int, int | bytes, int]:
+    """Its number, its value and where the next one begins."""
+    tag, at = _varint(raw, at)
+    if tag & 7 not in (0, 2):
+        raise ValueError(f"unexpected wire type {tag & 7}")
+    value, at = _varint(raw, at)
+    if tag & 7 == 0:
+        return tag >> 3, value, at
+    if at + value > len(raw):
+        raise ValueError("the end is missing")
+    return tag >> 3, raw[at : at + value], at + value
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:

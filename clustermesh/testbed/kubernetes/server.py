@@ -89,7 +89,11 @@ class ApiServer:
     def application(self) -> web.Application:
         application = web.Application(client_max_size=3 * 1024 * 1024)
         application.router.add_route("*", "/{path:.*}", self._answer)
+        application.on_shutdown.append(self._end_watches)
         return application
+
+    async def _end_watches(self, _: web.Application) -> None:
+        self._cache.stop()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         try:

@@ -87,7 +87,7 @@ class Watch:
             if out:
                 yield out
         bookmark_at = loop.time() + BOOKMARK_EVERY
-        while (now := loop.time()) < end:
+        while not self._cache.stopping and (now := loop.time()) < end:
             revision = self._cache.revision
             try:
                 changes = self._window.read(self._cursor)
