@@ -57,3 +57,7 @@ def cli(settings: Settings) -> None:
 
 def main() -> None:
     cli(prog_name="clustermesh")
+
+
+if __name__ == "__main__":
+    main()
