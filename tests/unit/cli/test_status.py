@@ -1,0 +1,57 @@
+"""What status says, and when it refuses to say ready."""
+
+import msgspec
+import pytest
+
+from clustermesh.cli.mesh import ALIVE
+from clustermesh.cli.readiness import why_not_ready
+from clustermesh.cli.status import make_report
+from clustermesh.kube.objects import PeerAgents, PeerRecords, WaitingAgent
+from tests.unit.cli.views import NOW, cluster, peer
+
+RED = cluster("red", 1)
+
+
+@pytest.mark.parametrize(
+    ("of", "reason"),
+    [
+        (peer(RED), None),
+        (peer(RED, generation=2), "the API server has not acted on it yet"),
+        (peer(RED, failed="tls"), "tls: "),
+        (peer(RED, missing="Synced"), "about Synced"),
+        (msgspec.structs.replace(peer(RED), status=type(peer(RED).status)()), "the API server has not acted on it yet"),
+    ],
+)
+def test_the_first_missing_thing_is_the_reason(of: object, reason: str | None) -> None:
+    assert why_not_ready(of) == reason  # type: ignore[arg-type]
+
+
+def test_an_agent_that_waits_is_named() -> None:
+    waiting = PeerAgents(ready=1, total=2, waiting=(WaitingAgent(node="n2", reason="no probe came back"),))
+    of = peer(RED, missing="Ready")
+    of = msgspec.structs.replace(of, status=msgspec.structs.replace(of.status, agents=waiting))
+    assert why_not_ready(of) == "1 of 2 agents: n2: no probe came back"
+
+
+def test_mirrored_and_applied_records_stand_side_by_side() -> None:
+    of = peer(RED)
+    of = msgspec.structs.replace(
+        of, status=msgspec.structs.replace(of.status, records=PeerRecords(nodes=1, services=4))
+    )
+    green = cluster("green", 2, peers=(of,))
+    report = make_report("green", green.peers, green.agents, NOW)
+    assert report.ready
+    (line,) = report.peers
+    assert (line.records["nodes"].mirrored, line.records["nodes"].applied) == (1, 1)
+    assert (line.records["services"].mirrored, line.records["services"].applied) == (4, 0)
+
+
+def test_a_silent_api_server_makes_nothing_ready() -> None:
+    green = cluster("green", 2, peers=(peer(RED),))
+    report = make_report("green", green.peers, green.agents, NOW + ALIVE + 1)
+    assert not report.ready and not report.peers[0].ready
+    assert "silent" in report.peers[0].reason
+
+
+def test_a_cluster_without_peers_is_ready() -> None:
+    assert make_report("red", {}, RED.agents, NOW).ready
