@@ -13,7 +13,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from apiserver.cluster import ClusterIdentity
 from apiserver.health import Health
@@ -56,15 +56,15 @@ T = TypeVar("T", bound=KubeObject)
 HEARTBEAT = 60.0  # seconds between two heartbeats
 _CONFIG_CHECK = 300.0  # seconds between two looks whether the cluster-config still says what it should
 _LEASE_PATIENCE = 2.0  # seconds after which a lease that is not granted yet is called a problem
-_FOLLOWED: tuple[Resource[KubeObject], ...] = (
+_FOLLOWED: tuple[Resource[Any], ...] = (
     NODES,
     NAMESPACES,
     CLUSTER_MESH_IDENTITIES,
     PODS,
     SERVICES,
     ENDPOINT_SLICES,
-)  # type: ignore[assignment]
-_OWN_KINDS: tuple[Resource[KubeObject], ...] = (CLUSTER_MESH_IDENTITIES, CLUSTER_MESH_PEERS)  # type: ignore[assignment]
+)
+_OWN_KINDS: tuple[Resource[Any], ...] = (CLUSTER_MESH_IDENTITIES, CLUSTER_MESH_PEERS)
 
 # Readers that know ServiceExports wait for this canary even when the cluster exports none.
 _SERVICE_EXPORTS_CANARY = "cilium/state/serviceexports/v1"

@@ -19,6 +19,7 @@ from apiserver.health import Health
 from apiserver.metrics import Metrics
 from clustermesh.kube import config
 from clustermesh.kube.client import KubeClient
+from clustermesh.kube.errors import KubeError
 from clustermesh.kube.objects import (
     CLUSTER_MESH_IDENTITIES,
     ENDPOINT_SLICES,
@@ -58,7 +59,7 @@ class Kubernetes:
         async def served() -> bool:
             try:
                 await self.client.list(CLUSTER_MESH_IDENTITIES)
-            except Exception:  # noqa: BLE001
+            except KubeError:
                 return False
             return True
 
