@@ -111,6 +111,7 @@ class PeerManager:
         self._reports_moved = asyncio.Condition()
         self._written: dict[str, tuple[str, ClusterMeshPeerStatus]] = {}  # peer → uid, status
         self._changed = asyncio.Event()
+        lease.on_loss(self.users.suspect)
         health.set("peers", False, "the ClusterMeshPeer objects are not listed yet")
 
     async def run(self) -> None:

@@ -6,6 +6,7 @@ Peers read only what this cluster exports; what it mirrors from third clusters a
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 
 from clustermesh import pki
 from clustermesh.kvstore.auth import AuthAdmin, Permission
@@ -20,7 +21,7 @@ REMOTE = "remote"
 _REMOTE_PREFIX = pki.remote_user("")
 
 # Seconds between looks whether etcd still knows the users; an etcd that was rebuilt does not.
-CHECK_EVERY = 30.0
+CHECK_EVERY = 10.0
 _RETRY = 2.0
 
 
@@ -70,6 +71,7 @@ class EtcdUsers:
         self._prepared = False
         self._ensured: set[str] = set()
         self._turn = asyncio.Lock()
+        self._suspected = asyncio.Event()
 
     async def prepare(self) -> None:
         """Roles, own users and access control are there. KvError names what etcd refused."""
@@ -85,6 +87,10 @@ class EtcdUsers:
         self._complete = True
         await self._reconcile()
 
+    def suspect(self) -> None:
+        """The store may be another one: look now. Until its users are back, every client of our CA may do anything."""
+        self._suspected.set()
+
     async def run(self) -> None:
         """Look again and again; an etcd without our users gets them back."""
         failed = ""
@@ -96,7 +102,9 @@ class EtcdUsers:
                 if str(error) != failed:
                     log.warning("etcd users cannot be kept up: %s", error)
                 failed = str(error)
-            await asyncio.sleep(_RETRY if failed else CHECK_EVERY)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._suspected.wait(), _RETRY if failed else CHECK_EVERY)
+            self._suspected.clear()
 
     async def _reconcile(self) -> None:
         async with self._turn:

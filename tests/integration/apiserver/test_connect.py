@@ -36,6 +36,7 @@ class Mesh(NamedTuple):
     red: MeshCluster
     green: MeshCluster
     kubeconfig: Path
+    tasks: dict[str, asyncio.Task[None]]  # by cluster
 
     async def command(self, *arguments: str) -> Ended:
         environment = os.environ | {"KUBECONFIG": str(self.kubeconfig)}
@@ -65,15 +66,15 @@ async def mesh(etcd: EtcdProcess, own: EtcdProcess, tmp_path: Path) -> AsyncIter
         directory = tmp_path / name
         directory.mkdir()
         clusters.append(MeshCluster(name, number, store, directory))
-    tasks: list[asyncio.Task[None]] = []
+    tasks: dict[str, asyncio.Task[None]] = {}
     try:
         await asyncio.gather(*(cluster.install() for cluster in clusters))
-        tasks += [asyncio.create_task(cluster.run()) for cluster in clusters]
-        mesh = Mesh(clusters[0], clusters[1], merged_kubeconfig(clusters, tmp_path / "kubeconfig"))
+        tasks |= {cluster.name: asyncio.create_task(cluster.run()) for cluster in clusters}
+        mesh = Mesh(clusters[0], clusters[1], merged_kubeconfig(clusters, tmp_path / "kubeconfig"), tasks)
         await eventually(lambda: alive(mesh))
         yield mesh
     finally:
-        for task in tasks:
+        for task in tasks.values():
             await end(task)
         for cluster in clusters:
             await cluster.close()
@@ -175,3 +176,27 @@ async def test_a_destination_that_does_not_answer_changes_nothing(mesh: Mesh) ->
     assert ended.status == 1
     assert "context green" in ended.err and "does not answer" in ended.err
     assert await objects(mesh.red) == []
+
+
+async def test_what_was_deleted_while_the_api_server_was_away_is_cleaned_up(mesh: Mesh) -> None:
+    ended = await mesh.connect()
+    assert ended.status == 0, ended.out + ended.err
+    await end(mesh.tasks["red"])
+    await mesh.green.kubernetes.stop()
+    ended = await mesh.command("disconnect", "--context", "red", "--destination-context", "green")
+    assert ended.status == 1
+    assert "--one-sided" in ended.err
+    one_sided = ("disconnect", "--context", "red", "--destination-context", "green", "--one-sided", "--timeout", "2")
+    ended = await mesh.command(*one_sided, "--output", "json")
+    assert ended.status == 1
+    assert "clustermesh-apiserver" in ended.document["error"]
+    assert await objects(mesh.red) == []
+    root = mesh.red.etcd.connection()
+    assert not await nothing_of(root, "green")
+    mesh.tasks["red"] = asyncio.create_task(mesh.red.run())
+    await eventually(lambda: nothing_of(root, "green"))
+    await eventually(lambda: without_user(mesh.red, "remote-green"))
+
+
+async def without_user(cluster: MeshCluster, name: str) -> bool:
+    return name not in await AuthAdmin(cluster.etcd.connection()).users()
