@@ -120,7 +120,7 @@ class _Node:
             tasks.create_task(self._attach(tasks), name="attach")
             tasks.create_task(self._complete(), name="complete")
             tasks.create_task(self._routes.run(self._tunnel), name="routes")
-            tasks.create_task(self._prober.run(self._tunnel), name="probes")
+            tasks.create_task(self._prober.run(), name="probes")
             tasks.create_task(self._reporter.run(self._connection), name="report")
             tasks.create_task(Server(*self._settings.listen, self._reporter, metrics).run(), name="server")
 

@@ -21,8 +21,9 @@ _TUNNEL_MTU = 65485  # the device does not judge sizes; the programs do, with th
 _FALLBACK_MTU = 1500
 _ROUTE_PROTOCOL = 131  # marks routes as ours; unassigned in the kernel's and iproute2's lists
 _LINK_SCOPE = 253
-_NO_ARP = 0x80
+_UP, _NO_ARP = 0x1, 0x80
 _AUDIT_SECONDS = 30.0
+_RETRY_SECONDS = 1.0
 
 
 class DeviceError(Exception):
@@ -34,7 +35,6 @@ class Tunnel:
     """The VXLAN device."""
 
     ifindex: int
-    mac: bytes
 
 
 async def ensure_tunnel(netlink: AsyncIPRoute, port: int = TUNNEL_PORT) -> Tunnel:
@@ -47,13 +47,13 @@ async def ensure_tunnel(netlink: AsyncIPRoute, port: int = TUNNEL_PORT) -> Tunne
     if link is None:
         try:
             await netlink.link(
-                "add", ifname=TUNNEL, kind="vxlan", vxlan_metadata=True, vxlan_port=port, vxlan_learning=False
+                "add", ifname=TUNNEL, kind="vxlan", vxlan_collect_metadata=True, vxlan_port=port, vxlan_learning=False
             )
         except NetlinkError as error:
             raise DeviceError(f"cannot make the VXLAN device {TUNNEL}: {error}; is the vxlan module there?") from error
         link = await _find(netlink, TUNNEL)
-        if link is None:
-            raise DeviceError(f"the VXLAN device {TUNNEL} vanished at once: who removes it?")
+        if link is None or not _is_ours(link, port):
+            raise DeviceError(f"the VXLAN device {TUNNEL} was changed or removed at once: find out by whom")
     index = link["index"]
     try:
         await netlink.link("set", index=index, mtu=_TUNNEL_MTU)
@@ -62,7 +62,7 @@ async def ensure_tunnel(netlink: AsyncIPRoute, port: int = TUNNEL_PORT) -> Tunne
     _quiet(TUNNEL)
     try:
         # Without ARP: the other end's programs take any inner MAC address.
-        await netlink.link("set", index=index, state="up", flags=_NO_ARP, change=_NO_ARP | 1)
+        await netlink.link("set", index=index, flags=_UP | _NO_ARP, change=_UP | _NO_ARP)
     except NetlinkError as error:
         if error.code in (errno.EADDRINUSE, errno.EEXIST):
             raise DeviceError(
@@ -70,7 +70,7 @@ async def ensure_tunnel(netlink: AsyncIPRoute, port: int = TUNNEL_PORT) -> Tunne
                 "choose another --tunnel-port on all nodes of all clusters"
             ) from error
         raise DeviceError(f"cannot bring {TUNNEL} up: {error}") from error
-    return Tunnel(index, bytes.fromhex(link.get_attr("IFLA_ADDRESS").replace(":", "")))
+    return Tunnel(index)
 
 
 async def remove_tunnel(netlink: AsyncIPRoute) -> bool:
@@ -130,7 +130,7 @@ class Routes:
             self._there = await self._existing(netlink, tunnel)
             while True:
                 try:
-                    async with asyncio.timeout(_AUDIT_SECONDS):
+                    async with asyncio.timeout(_RETRY_SECONDS if self._dirty else _AUDIT_SECONDS):
                         await self._work.wait()
                 except TimeoutError:
                     self._there = await self._existing(netlink, tunnel)
@@ -140,37 +140,42 @@ class Routes:
                     self._dirty.update(self._there.keys() - self._wanted.keys())
                 taken, self._dirty = self._dirty, set()
                 for cidr in taken:
-                    await self._settle(netlink, tunnel, cidr)
+                    if not await self._settle(netlink, tunnel, cidr):
+                        self._dirty.add(cidr)
 
-    async def _settle(self, netlink: AsyncIPRoute, tunnel: Tunnel, cidr: str) -> None:
+    async def _settle(self, netlink: AsyncIPRoute, tunnel: Tunnel, cidr: str) -> bool:
+        """Bring one route to what is wanted; False if the kernel refused."""
         if cidr not in self._wanted:
-            if self._there.pop(cidr, None) is not None:
-                await self._try(netlink, "del", dst=cidr, oif=tunnel.ifindex)
-            return
+            return cidr not in self._there or await self._delete(netlink, tunnel, cidr)
         if self._source is None or (":" in cidr) != (":" in self._source):
-            return
+            return True
         is_so = (self._source, self._mtu)
-        if self._there.get(cidr) != is_so and await self._try(
-            netlink,
-            "replace",
-            dst=cidr,
-            oif=tunnel.ifindex,
-            prefsrc=self._source,
-            metrics={"mtu": self._mtu},
-            scope=_LINK_SCOPE,
-            proto=_ROUTE_PROTOCOL,
-        ):
-            self._there[cidr] = is_so
-
-    @staticmethod
-    async def _try(netlink: AsyncIPRoute, verb: str, **route: Any) -> bool:
+        if self._there.get(cidr) == is_so:
+            return True
         try:
-            await netlink.route(verb, **route)
+            await netlink.route(
+                "replace",
+                dst=cidr,
+                oif=tunnel.ifindex,
+                prefsrc=self._source,
+                metrics={"mtu": self._mtu},
+                scope=_LINK_SCOPE,
+                proto=_ROUTE_PROTOCOL,
+            )
         except NetlinkError as error:
-            if verb == "del" and error.code == errno.ESRCH:
-                return True
-            log.error("cannot %s the route to %s: %s; trying again", verb, route["dst"], error)
+            log.error("cannot route %s through the tunnel: %s; trying again", cidr, error)
             return False
+        self._there[cidr] = is_so
+        return True
+
+    async def _delete(self, netlink: AsyncIPRoute, tunnel: Tunnel, cidr: str) -> bool:
+        try:
+            await netlink.route("del", dst=cidr, oif=tunnel.ifindex)
+        except NetlinkError as error:
+            if error.code != errno.ESRCH:
+                log.error("cannot remove the route to %s: %s; trying again", cidr, error)
+                return False
+        self._there.pop(cidr, None)
         return True
 
     @staticmethod

@@ -17,6 +17,7 @@ from nodeagent.probes import Prober
 from nodeagent.reconciler import Reconciler
 
 _TTL = 30  # seconds after which the report of a dead agent vanishes
+_LOOK = 0.25  # seconds between two looks at whether anything changed
 _SHORTEST = 1.0
 _LONGEST = 10.0
 _MOST_KEYS = 20
@@ -125,12 +126,12 @@ class Reporter:
         written: AgentReport | None = None
         written_at = float("-inf")
         while True:
-            report = self.report(time.time())
-            if _rest_of(report) != _rest_of(written) or time.monotonic() - written_at >= _LONGEST:
+            report, age = self.report(time.time()), time.monotonic() - written_at
+            if age >= _LONGEST or (age >= _SHORTEST and _rest_of(report) != _rest_of(written)):
                 writer.put(keys.agent(self._me.node), private.encode(report))
                 written, written_at = report, time.monotonic()
-            # Probes and rounds of the reconciler change what we say without telling, hence the look every second.
-            await asyncio.sleep(_SHORTEST)
+            # Probes and rounds of the reconciler change what we say without telling.
+            await asyncio.sleep(_LOOK)
 
 
 def _rest_of(report: AgentReport | None) -> object:
