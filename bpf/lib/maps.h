@@ -12,11 +12,10 @@
 #define CM_FAMILY_V4 1
 #define CM_FAMILY_V6 2
 
+/* No union: to initialise one of its members leaves the bytes of the others undefined. */
 struct cm_addr {
-	union {
-		__be32 v4;
-		__be32 v6[4];
-	};
+	__be32 v4;
+	__be32 v6_rest[3];
 };
 
 /* --- ipcache: who an address is and how it is reached ------------------------------------------
