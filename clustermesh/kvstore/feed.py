@@ -144,9 +144,10 @@ class Feed:
         """The new and changed ones of a page; all of them are no longer stale."""
         known = self._known
         events = []
+        if stale:
+            stale.difference_update([kv.key for kv in kvs])
         for kv in kvs:
             key, revision = kv.key, kv.mod_revision
-            stale.discard(key)
             if known.get(key) != revision:
                 known[key] = revision
                 events.append(Event(key, kv.value, revision))
@@ -221,17 +222,18 @@ class Feed:
             raise KvError(Stage.REPLACED, f"the store does not know revision {revision} of {key.decode()}", endpoint)
 
     async def _read(self, session: Session, call: Any) -> AsyncGenerator[Batch, None]:
-        fragments: list[Any] = []
+        held: list[Any] = []
         while True:
             response = await session.receive(call)
             self._alive()
             if response.canceled:
                 raise _refusal(response, session)
-            if response.fragment:
-                fragments.extend(response.events)
-            elif response.events or fragments:
-                changes = [*fragments, *response.events] if fragments else response.events
-                fragments = []
+            if response.events:
+                changes, held = [*held, *response.events], []
+                if response.fragment:
+                    changes, held = whole_revisions(changes)
+                if not changes:
+                    continue
                 events = self._changed(changes)
                 # Not the header's revision: while the watch catches up, that one is far ahead of the events.
                 revision = changes[-1].kv.mod_revision
@@ -283,6 +285,15 @@ class Feed:
             return error
         except asyncio.InvalidStateError:
             return None  # the call has ended by itself; its reader knows why
+
+
+def whole_revisions(changes: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Split a fragment of a response into the revisions that are whole and the last one, which may go on."""
+    last = changes[-1].kv.mod_revision
+    cut = len(changes)
+    while cut and changes[cut - 1].kv.mod_revision == last:
+        cut -= 1
+    return changes[:cut], changes[cut:]
 
 
 def _refusal(response: Any, session: Session) -> KvError:

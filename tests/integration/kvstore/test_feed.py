@@ -1,6 +1,7 @@
 """A feed keeps a copy of a prefix equal to the store, whatever happens to the server."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 
@@ -9,7 +10,7 @@ import pytest
 from clustermesh.kvstore.auth import AuthAdmin, Permission
 from clustermesh.kvstore.connection import Change, Connection
 from clustermesh.kvstore.errors import Stage
-from clustermesh.kvstore.feed import Feed, FeedState
+from clustermesh.kvstore.feed import Event, Feed, FeedState
 from tests.integration.etcd_process import EtcdProcess
 from tests.integration.waiting import eventually
 
@@ -271,15 +272,21 @@ async def test_a_store_restored_from_an_older_copy_takes_later_keys_back(etcd: E
         assert sorted(copy.deleted) == [f"{PREFIX}{number:06}".encode() for number in range(5, 10)]
 
 
-async def test_answers_larger_than_a_message_are_put_together(etcd: EtcdProcess) -> None:
+async def test_revisions_larger_than_a_message_are_put_together(etcd: EtcdProcess) -> None:
     kv = etcd.connection()
     feed = Feed(etcd.connection(), PREFIX)
-    value = b"v" * 500_000
+    value = b"v" * 480_000
+    events: list[Event] = []
     async with aclosing(feed.batches()) as batches:
         await anext(batches)
-        await write(kv, range(12), value, per_txn=2)
+        # Six revisions of 1.4 MB, and etcd cuts its response after about 2 MB: in the middle of revisions.
+        await write(kv, range(18), value, per_txn=3)
         async with asyncio.timeout(PATIENCE):
-            batch = await anext(batches)
-    # Six revisions of a megabyte each: one response in fragments.
-    assert len(batch.events) == 12
-    assert all(event.value == value for event in batch.events)
+            while len(events) < 18:
+                batch = await anext(batches)
+                per_revision = Counter(event.mod_revision for event in batch.events)
+                assert set(per_revision.values()) == {3}, "no revision is torn"
+                assert batch.revision == batch.events[-1].mod_revision
+                events += batch.events
+    assert [event.key for event in events] == [f"{PREFIX}{number:06}".encode() for number in range(18)]
+    assert all(event.value == value for event in events)
