@@ -19,7 +19,6 @@ from clustermesh.testbed.machine import check_rights
 from clustermesh.testbed.state import Record, StateDirectory
 from clustermesh.testbed.supervisor import Request, Verb
 from clustermesh.testbed.topology import Topology
-from clustermesh.testbed.up import up
 
 _name = click.option("--name", default="default", show_default=True, metavar="NAME", help="Which testbed.")
 
@@ -46,6 +45,9 @@ def testbed() -> None:
 @global_options
 def up_command(settings: Settings, name: str, clusters: str, nodes: int) -> None:
     """Start clusters, each with etcd, Kubernetes API, clustermesh API server and an agent on every node."""
+    # Dear to load, and the other commands do not need it.
+    from clustermesh.testbed.up import up
+
     output = settings.output()
     begin = time.monotonic()
     names = [cluster.strip() for cluster in clusters.split(",")]

@@ -181,8 +181,8 @@ def _claim(name: str, clusters: tuple[str, ...], nodes: int) -> Record | None:
                 raise TestbedError(f"testbed {name!r} is there but does not run: {remedy}")
             if (present.clusters, present.nodes) != (clusters, nodes):
                 raise TestbedError(
-                    f"testbed {name!r} is up with clusters {','.join(present.clusters)} and {present.nodes} nodes each: "
-                    f"{remedy}"
+                    f"testbed {name!r} is up with clusters {','.join(present.clusters)} "
+                    f"and {present.nodes} nodes each: {remedy}"
                 )
             if not present.ready:
                 raise TestbedError(f"testbed {name!r} is being started: {remedy}")
