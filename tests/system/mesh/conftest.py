@@ -9,7 +9,7 @@ from tests.system.mesh.mesh import Mesh
 
 @pytest.fixture(scope="session")
 def mesh() -> Iterator[Mesh]:
-    mesh = Mesh("test-mesh")
+    mesh = Mesh("testmesh")
     try:
         mesh.up()
         mesh.connect()
