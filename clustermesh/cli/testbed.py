@@ -13,6 +13,7 @@ import click
 from clustermesh.cli.options import Settings, global_options
 from clustermesh.cli.output import Failure
 from clustermesh.testbed import namespaces, netns, supervisor
+from clustermesh.testbed.demo import Demo, DemoError
 from clustermesh.testbed.down import all_names, destroy
 from clustermesh.testbed.errors import TestbedError
 from clustermesh.testbed.machine import check_rights
@@ -117,6 +118,32 @@ def status(settings: Settings, name: str) -> None:
             "cuts": cuts,
         }
     )
+
+
+@testbed.command("demo")
+@_name
+@click.option("--clusters", default="red,green", show_default=True, metavar="TWO", help="Comma separated.")
+@click.option("--keep", is_flag=True, help="Leave the clusters up at the end.")
+@global_options
+def demo_command(settings: Settings, name: str, clusters: str, keep: bool) -> None:
+    """Show the main job: two clusters come up, become one, survive faults and part again."""
+    output = settings.output()
+    names = [cluster.strip() for cluster in clusters.split(",")]
+    if len(names) != 2:
+        raise click.UsageError(f"the demo shows two clusters; --clusters names {len(names)}")
+    check_rights()
+    show = Demo(name, names, heading=output.heading, say=output.line)
+    try:
+        show.run()
+    except DemoError as error:
+        raise Failure(f"the demo failed at «{show.steps[-1].title}»: {error}") from None
+    finally:
+        if not keep:
+            show.down()
+    output.line(show.summary())
+    output.document(show.steps)
+    if keep:
+        output.line(f"The clusters stay up: export KUBECONFIG={StateDirectory(name).kubeconfig}")
 
 
 @testbed.command("exec", context_settings={"ignore_unknown_options": True})

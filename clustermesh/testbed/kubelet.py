@@ -131,7 +131,6 @@ class PodWorker:
         self._conditions = {c.type: (c.status, c.last_transition_time) for c in pod.status.conditions or ()}
         self._changed = asyncio.Event()
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self._failure = ""
         self.update(pod, gone=False)
 
     def update(self, pod: Pod, gone: bool) -> None:
@@ -141,33 +140,42 @@ class PodWorker:
 
     async def run(self) -> None:
         try:
-            await self._until_connected()
-            async with asyncio.TaskGroup() as tasks:
-                owned = [tasks.create_task(self._report())]
-                self._start(tasks, owned)
-                ending = await asyncio.shield(self._ending)
-                if not ending.gone:
-                    await self._withdraw()
-                await asyncio.gather(*(runner.stop(ending.grace) for runner in self._runners))
-                for task in owned:
-                    task.cancel()
+            if await self._connected():
+                await self._live()
+            ending = await asyncio.shield(self._ending)
         finally:
             if self._ending.done():
                 await asyncio.to_thread(self._disconnect)
         if not ending.gone:
             await self._delete()
 
-    async def _until_connected(self) -> None:
-        """Make the network, again and again if need be: a node that is full may have room later."""
-        while not self._ending.done():
+    async def _live(self) -> None:
+        """Run the containers from start to end."""
+        async with asyncio.TaskGroup() as tasks:
+            owned = [tasks.create_task(self._report())]
+            self._start(tasks, owned)
+            ending = await asyncio.shield(self._ending)
+            if not ending.gone:
+                await self._withdraw()
+            await asyncio.gather(*(runner.stop(ending.grace) for runner in self._runners))
+            for task in owned:
+                task.cancel()
+
+    async def _connected(self) -> bool:
+        """Make the network, again and again if need be: a node that is full may have room later.
+
+        False when the pod is deleted before it had one.
+        """
+        while not self._ending.done() or namespaces.path(self._namespace).exists():
             try:
                 await asyncio.to_thread(self._connect)
-                return
+                return True
             except TestbedError as error:
                 log.warning("pod %s/%s: %s; trying again", self._pod.namespace, self._pod.name, error)
                 await self._event("FailedCreatePodSandBox", str(error), kind="Warning")
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(asyncio.shield(self._ending), _RETRY)
+        return False
 
     def _connect(self) -> None:
         if self._pod.spec.host_network:

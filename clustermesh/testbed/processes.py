@@ -43,7 +43,9 @@ def end(pids: Iterable[int]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
         for handle in handles:
-            select.select([handle], [], [])
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)
+            poll.poll()
     finally:
         for handle in handles:
             os.close(handle)

@@ -150,8 +150,27 @@ def test_pods_outlive_their_kubelet_and_are_adopted_by_the_next(web: Bench) -> N
 def test_what_is_deleted_while_no_kubelet_runs_is_removed_by_the_next(web: Bench) -> None:
     web.succeed("stop", "red/kubelet")
     web.kubectl("delete", "pod", "client", "--grace-period=0", "--force")
+    web.kubectl("delete", "pod", pods(web)[0]["metadata"]["name"], "--wait=false")
     web.succeed("start", "red/kubelet")
     web.kubectl("scale", "deployment/web", "--replicas=0")
     web.kubectl("wait", "--for=delete", "pod", "-l", "app=web", "--timeout=30s")
     assert ready_endpoints(web) == set()
     eventually(lambda: namespaces.named("cm-tpods-red-") == ["cm-tpods-red-1", "cm-tpods-red-2"])
+
+
+def test_what_was_stopped_stays_down_and_what_crashed_comes_back(web: Bench) -> None:
+    def state() -> tuple[str, int]:
+        found = json.loads(web.succeed("status", "--output", "json"))["processes"]
+        return next((each["state"], each["restarts"]) for each in found if each["name"] == "red-2/agent")
+
+    web.succeed("stop", "red-2/agent", "--kill")
+    assert state() == ("stopped", 0)
+    web.succeed("start", "red-2/agent")
+    assert state() == ("running", 0)
+    before = web.pid("red-2/agent")
+    web.succeed("kill", "red-2/agent")
+    eventually(lambda: state() == ("running", 1))
+    assert web.pid("red-2/agent") != before
+    unknown = web.run("stop", "red/nonsense")
+    assert unknown.returncode == 1
+    assert "no process 'red/nonsense'; there are: red-1/agent" in unknown.stderr
