@@ -1,6 +1,7 @@
 """What a command prints: people read tables and lines, programs read one JSON document on stdout."""
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -43,6 +44,10 @@ class Output:
         self._finish_line()
         self._write(self._people, text + "\n")
 
+    def heading(self, text: str) -> None:
+        self.line()
+        self.line(self._styled(f"■ {text}", "bright_blue"))
+
     def good(self, text: str) -> None:
         self.line(f"{self._styled('✓', 'green')} {text}")
 
@@ -58,7 +63,9 @@ class Output:
             return
         self._last_progress = text
         if self._people.isatty():
-            self._write(self._people, f"\r\x1b[2K… {text}")
+            # A line that wraps could not be taken back.
+            shown = text[: max(20, shutil.get_terminal_size().columns - 4)]
+            self._write(self._people, f"\r\x1b[2K… {shown}")
             self._open_line = True
         else:
             self._write(self._people, f"… {text}\n")

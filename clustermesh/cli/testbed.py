@@ -140,6 +140,7 @@ def demo_command(settings: Settings, name: str, clusters: str, keep: bool) -> No
     finally:
         if not keep:
             show.down()
+    output.heading("Summary")
     output.line(show.summary())
     output.document(show.steps)
     if keep:

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from clustermesh.testbed.load import LoadReport
+from clustermesh.testbed.state import StateDirectory
 
 CLIENT = "client"
 SERVICE = "echo"
@@ -38,11 +39,13 @@ class Step:
 class Demo:
     """Runs the steps in order and keeps what each measured."""
 
-    def __init__(self, name: str, clusters: Sequence[str], *, say: Callable[[str], None], colour: bool) -> None:
+    def __init__(
+        self, name: str, clusters: Sequence[str], *, heading: Callable[[str], None], say: Callable[[str], None]
+    ) -> None:
         self._name = name
         self._red, self._green = clusters
+        self._heading = heading
         self._say = say
-        self._colour = colour
         self.steps: list[Step] = []
 
     def run(self) -> None:
@@ -88,16 +91,16 @@ class Demo:
             self._clustermesh("testbed", "down")
 
     def summary(self) -> str:
-        width = max(len(step.title) for step in self.steps)
-        lines = [
-            f"{step.title:{width}}  {step.seconds:5.1f} s  {'; '.join(step.facts)}".rstrip() for step in self.steps
-        ]
-        return "\n".join([*lines, f"{'in all':{width}}  {sum(step.seconds for step in self.steps):5.1f} s"])
+        lines = []
+        for step in self.steps:
+            lines.append(f"{step.seconds:6.1f} s  {step.title}")
+            lines += [f"{'':10}{fact}" for fact in step.facts]
+        return "\n".join([*lines, f"{sum(step.seconds for step in self.steps):6.1f} s  in all"])
 
     @contextmanager
     def _step(self, title: str) -> Iterator[None]:
         step = Step(title, 0.0)
-        self._say(self._bold(f"\n■ {title}"))
+        self._heading(title)
         begin = time.monotonic()
         self.steps.append(step)
         try:
@@ -172,10 +175,7 @@ class Demo:
         return done.stdout
 
     def _kubeconfig(self) -> Path:
-        return Path("/run/clustermesh/testbed") / self._name / "kubeconfig"
-
-    def _bold(self, text: str) -> str:
-        return f"\033[1m{text}\033[0m" if self._colour else text
+        return StateDirectory(self._name).kubeconfig
 
 
 def _examples() -> Path:
