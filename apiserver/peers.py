@@ -262,7 +262,8 @@ class PeerManager:
         while True:
             # Ages and silences grow without any event.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), 5 * STATUS_EVERY)
+                async with asyncio.timeout(5 * STATUS_EVERY):
+                    await self._changed.wait()
             self._changed.clear()
             problem = ""
             for peer in list(self._peers.values()):
@@ -308,6 +309,8 @@ class PeerManager:
                 authority = await trust.load_authority(self.client) if not written or failed else None
                 content = {
                     "agents.json": agents_document(self._reports),
+                    # Those that something is left of, whether their object is still there or not.
+                    "peers": ",".join(sorted(self._peers)),
                     "ca.crt": authority.cert.decode() if authority else written.get("ca.crt", ""),
                 }
                 if content != written or time.monotonic() - when > AGENTS_ALIVE:
@@ -360,7 +363,8 @@ class _Peer:
                     pause = backoff.pause()
                 self._manager.changed()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self.wake.wait(), pause)
+                    async with asyncio.timeout(pause):
+                        await self.wake.wait()
         finally:
             await self._stop_mirror()
 

@@ -103,7 +103,8 @@ class EtcdUsers:
                     log.warning("etcd users cannot be kept up: %s", error)
                 failed = str(error)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._suspected.wait(), _RETRY if failed else CHECK_EVERY)
+                async with asyncio.timeout(_RETRY if failed else CHECK_EVERY):
+                    await self._suspected.wait()
             self._suspected.clear()
 
     async def _reconcile(self) -> None:

@@ -189,7 +189,8 @@ class ContainerRunner:
         if grace > 0:
             processes.signal_group(pid, signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(processes.exited(pid), grace)
+                async with asyncio.timeout(grace):
+                    await processes.exited(pid)
         processes.signal_group(pid, signal.SIGKILL)
         await processes.exited(pid)
 

@@ -174,7 +174,8 @@ class PodWorker:
                 log.warning("pod %s/%s: %s; trying again", self._pod.namespace, self._pod.name, error)
                 await self._event("FailedCreatePodSandBox", str(error), kind="Warning")
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(self._ending), _RETRY)
+                    async with asyncio.timeout(_RETRY):
+                        await asyncio.shield(self._ending)
         return False
 
     def _connect(self) -> None:
@@ -278,7 +279,8 @@ class PodWorker:
     async def _withdraw(self) -> None:
         """Let the slices forget the pod before its processes end; but not for ever, if the API is down."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._kubelet.withdrawn(), _ENDPOINTS_PATIENCE)
+            async with asyncio.timeout(_ENDPOINTS_PATIENCE):
+                await self._kubelet.withdrawn()
 
     async def _delete(self) -> None:
         """The object goes last."""

@@ -104,7 +104,8 @@ class Load:
                 reader, writer = await asyncio.open_connection(self._host, self._port)
                 with contextlib.closing(writer):
                     while True:
-                        await asyncio.wait_for(self._exchange(reader, writer, close=False), self._timeout)
+                        async with asyncio.timeout(self._timeout):
+                            await self._exchange(reader, writer, close=False)
                         await asyncio.sleep(0.1)
             except (OSError, EOFError, ValueError, TimeoutError) as error:
                 self._broken += 1

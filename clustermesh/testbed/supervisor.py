@@ -103,7 +103,8 @@ class Supervised:
         if pid is not None:
             processes.signal_group(pid, number)
             try:
-                await asyncio.wait_for(self._reach({State.STOPPED}), STOP_GRACE)
+                async with asyncio.timeout(STOP_GRACE):
+                    await self._reach({State.STOPPED})
             except TimeoutError:
                 processes.signal_group(pid, signal.SIGKILL)
         await self._reach({State.STOPPED})
@@ -130,7 +131,8 @@ class Supervised:
             self._restarts += 1
             self._enter(State.WAITING)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._unwanted.wait(), delay)
+                async with asyncio.timeout(delay):
+                    await self._unwanted.wait()
 
     async def _live(self) -> None:
         try:
