@@ -53,7 +53,7 @@ SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
 	struct packet p;
-	struct sighting seen = {.point = CM_FROM_POD, .packet = &p};
+	struct sighting seen = {.point = CM_AT_FROM_POD, .packet = &p};
 	const struct cm_endpoint_value *pod = NULL;
 	const struct cm_ipcache_value *target;
 	const struct cm_service_value *service;
@@ -130,7 +130,7 @@ SEC("tc")
 int to_pod(struct __sk_buff *skb)
 {
 	struct packet p;
-	struct sighting seen = {.point = CM_TO_POD_HOOK, .packet = &p};
+	struct sighting seen = {.point = CM_AT_TO_POD, .packet = &p};
 
 	if (!is_ipv4(skb))
 		return VERDICT_NEXT;

@@ -46,7 +46,7 @@ SEC("tc")
 int from_tunnel(struct __sk_buff *skb)
 {
 	struct packet p;
-	struct sighting seen = {.point = CM_FROM_TUNNEL};
+	struct sighting seen = {.point = CM_AT_FROM_TUNNEL};
 	const struct cm_ipcache_value *source = NULL;
 	const struct cm_endpoint_value *endpoint;
 	const struct cm_config *cfg;
@@ -111,7 +111,7 @@ SEC("tc")
 int to_tunnel(struct __sk_buff *skb)
 {
 	struct packet p;
-	struct sighting seen = {.point = CM_TO_TUNNEL_HOOK};
+	struct sighting seen = {.point = CM_AT_TO_TUNNEL};
 	const struct cm_ipcache_value *target;
 	const struct cm_config *cfg;
 

@@ -15,7 +15,7 @@ struct sighting {
 
 static __always_inline enum cm_direction direction_at(enum cm_point point)
 {
-	return point == CM_FROM_POD || point == CM_TO_TUNNEL_HOOK ? CM_EGRESS : CM_INGRESS;
+	return point == CM_AT_FROM_POD || point == CM_AT_TO_TUNNEL ? CM_EGRESS : CM_INGRESS;
 }
 
 static __always_inline void count(const struct __sk_buff *skb, enum cm_point point,

@@ -194,10 +194,10 @@ enum cm_event_type {
 };
 
 enum cm_point {
-	CM_FROM_POD = 1,
-	CM_TO_POD_HOOK = 2,
-	CM_FROM_TUNNEL = 3,
-	CM_TO_TUNNEL_HOOK = 4,
+	CM_AT_FROM_POD = 1,
+	CM_AT_TO_POD = 2,
+	CM_AT_FROM_TUNNEL = 3,
+	CM_AT_TO_TUNNEL = 4,
 };
 
 struct cm_event {
@@ -235,7 +235,7 @@ struct cm_config {
 	__u32 host_identity;
 };
 
-/* Keeps the enums in BTF; the loader passes over the section. */
+/* Keeps in BTF what no map names; the loader passes over the section. */
 const union {
 	enum cm_code code;
 	enum cm_direction direction;
@@ -247,6 +247,7 @@ const union {
 	enum cm_event_type event_type;
 	enum cm_point point;
 	enum cm_config_flag config_flag;
+	struct cm_event event;
 } cm_abi SEC(".abi") = {};
 
 /* --- the maps ----------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Datapath:
-    """Open once a process. ``maps`` by name; ``attachment`` says how programs are attached."""
+    """Open once a process. ``maps`` and ``programs`` (descriptors) by name; ``attachment``: how they are attached."""
 
     def __init__(self, pin_dir: Path, options: Options | None = None) -> None:
         self.pin_dir = pin_dir
@@ -53,17 +53,17 @@ class Datapath:
         self.maps: dict[str, BpfMap] = {}
         self.attachment = self.options.attachment
         self.renewed: frozenset[str] = frozenset()
-        self._programs: dict[str, int] = {}
+        self.programs: dict[str, int] = {}
         self._attacher: Attacher | None = None
 
     def open(self) -> None:
         """Load the programs with the pinned maps. Attached programs stay as they are. Raises DatapathError."""
         loaded = loader.load(self.pin_dir, self.options.objects, self.options.max_entries)
-        self.maps, self._programs, self.renewed = loaded.maps, loaded.programs, loaded.renewed
+        self.maps, self.programs, self.renewed = loaded.maps, loaded.programs, loaded.renewed
         try:
             links_dir = self.pin_dir / "links"
             links_dir.mkdir(exist_ok=True)
-            self.attachment, self._attacher = choose(self.options.attachment, self._programs["from_pod"], links_dir)
+            self.attachment, self._attacher = choose(self.options.attachment, self.programs["from_pod"], links_dir)
         except BaseException:
             self.close()
             raise
@@ -71,9 +71,9 @@ class Datapath:
     def close(self) -> None:
         for one in self.maps.values():
             one.close()
-        for fd in self._programs.values():
+        for fd in self.programs.values():
             os.close(fd)
-        self.maps, self._programs, self._attacher = {}, {}, None
+        self.maps, self.programs, self._attacher = {}, {}, None
 
     def __enter__(self) -> Self:
         self.open()
@@ -148,7 +148,7 @@ class Datapath:
     def _attach(self, programs: tuple[Program, ...], ifindex: int) -> None:
         attacher = self._opened()
         for program in programs:
-            attacher.attach(program, self._programs[program.name], ifindex)
+            attacher.attach(program, self.programs[program.name], ifindex)
 
     def _detach(self, programs: tuple[Program, ...], ifindex: int) -> None:
         attacher = self._opened()
