@@ -21,7 +21,7 @@ from apiserver.cluster import ClusterIdentity
 from apiserver.status import MirrorView
 from clustermesh import pki
 from clustermesh.kvstore.backoff import Backoff
-from clustermesh.kvstore.connection import Connection, TlsPem
+from clustermesh.kvstore.connection import Connection, KeyValue, TlsPem
 from clustermesh.kvstore.errors import KvError
 from clustermesh.kvstore.feed import Batch, Feed, FeedState
 from clustermesh.kvstore.lease import Lease
@@ -34,7 +34,9 @@ from clustermesh.wire.validation import Claimant
 
 log = logging.getLogger(__name__)
 
-# Seconds: between looks at the peer's cluster-config; until a peer that writes one heartbeat a minute counts as silent.
+# Seconds: for a peer to say who it is; between looks at its cluster-config; until one that writes a heartbeat a minute
+# counts as silent.
+GREETING = 4.0
 CONFIG_CHECK = 30.0
 HEARTBEAT_LIMIT = 150.0
 _RETRY_LIMIT = 15.0
@@ -144,7 +146,7 @@ class Mirror:
         if error is not None:
             state, stage, message = "failed", str(error.stage), error.message
         elif not self._connected:
-            state, stage, message = "connecting", "", ""
+            state, stage, message = "connecting", "", f"connecting to {self._remote.endpoint}"
         elif self._last_heartbeat and silent > HEARTBEAT_LIMIT:
             state, stage = "failed", "heartbeat"
             message = f"no heartbeat for {silent:.0f} s: the API server of {self._peer.name} does not run"
@@ -248,8 +250,8 @@ class Mirror:
 
     async def _greet(self) -> ClusterConfig:
         """Who answers there, if it is the peer and fits into the mesh."""
-        await self._remote.get(keys.HEARTBEAT)
-        found = await self._remote.get(keys.cluster_config(self._peer.name))
+        await self._look(keys.HEARTBEAT)
+        found = await self._look(keys.cluster_config(self._peer.name))
         if found is None:
             raise PeerError(
                 "config",
@@ -264,11 +266,16 @@ class Mirror:
             raise PeerError("config", reason)
         return config
 
+    async def _look(self, key: str) -> KeyValue | None:
+        """One key of the peer's, or soon the reason why not."""
+        page = await self._remote.range(key, timeout=GREETING)
+        return page.kvs[0] if page.kvs else None
+
     async def _watch_config(self, agreed: ClusterConfig) -> None:
         while True:
             await asyncio.sleep(CONFIG_CHECK)
             try:
-                found = await self._remote.get(keys.cluster_config(self._peer.name))
+                found = await self._look(keys.cluster_config(self._peer.name))
             except KvError:
                 continue  # the feeds notice and say it
             # A missing one means an API server that is away: what is mirrored stays.

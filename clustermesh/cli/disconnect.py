@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import click
 import msgspec
 
-from clustermesh.cli.mesh import Cluster, Watched, open_clusters, watching
+from clustermesh.cli.mesh import AgentsView, Cluster, Watched, open_clusters, watching
 from clustermesh.cli.options import Settings, global_options
 from clustermesh.cli.output import Failure, Output
 from clustermesh.kube.errors import CredentialError, KubeError
@@ -52,13 +52,20 @@ def make_plan(source: Side, destinations: Sequence[Side], named: Sequence[str]) 
     return list(dict.fromkeys(plan))
 
 
-def remaining(removal: Removal, side: Watched) -> str | None:
-    """What still has to go on one side; None when nothing is left."""
-    if removal.peer in side.peers:
+def remaining(removal: Removal, objects: Container[str], agents: AgentsView, before: str) -> str | None:
+    """What still has to go on one side; None when nothing is left.
+
+    `before` is the version of the agents' reports at the time of deletion: they may be older than the connection.
+    """
+    if removal.peer in objects:
         return "its ClusterMeshPeer is still there"
-    mentioned = side.agents.mention(removal.peer)
+    mentioned = agents.mention(removal.peer)
     if mentioned:
         return f"{len(mentioned)} agents still hold its data ({', '.join(mentioned[:3])})"
+    if removal.peer in agents.peers:
+        return "its records are being removed"
+    if agents.version == before:
+        return "the API server has not said yet that it is gone"
     return None
 
 
@@ -163,13 +170,14 @@ async def _remove(plan: Sequence[Removal], by_name: dict[str, Cluster], output: 
     names = list(dict.fromkeys(removal.cluster for removal in plan))
     async with watching([by_name[name] for name in names]) as (watched, changed):
         sides = dict(zip(names, watched, strict=True))
+        before = {name: side.agents.version for name, side in sides.items()}
         for removal in plan:
             await by_name[removal.cluster].client.delete(CLUSTER_MESH_PEERS, removal.peer, missing_ok=True)
             output.good(f"{removal.cluster}: ClusterMeshPeer {removal.peer} deleted")
         left: dict[str, str] = {}
         try:
             async with asyncio.timeout(timeout):
-                while left := _left(plan, sides):
+                while left := _left(plan, sides, before):
                     output.progress("; ".join(f"{who}: {what}" for who, what in left.items()))
                     await changed.wait()
                     changed.clear()
@@ -181,9 +189,11 @@ async def _remove(plan: Sequence[Removal], by_name: dict[str, Cluster], output: 
             ) from None
 
 
-def _left(plan: Sequence[Removal], sides: dict[str, Watched]) -> dict[str, str]:
-    return {
-        f"{removal.cluster} → {removal.peer}": what
-        for removal in plan
-        if (what := remaining(removal, sides[removal.cluster])) is not None
-    }
+def _left(plan: Sequence[Removal], sides: Mapping[str, Watched], before: Mapping[str, str]) -> dict[str, str]:
+    left = {}
+    for removal in plan:
+        side = sides[removal.cluster]
+        what = remaining(removal, side.peers, side.agents, before[removal.cluster])
+        if what is not None:
+            left[f"{removal.cluster} → {removal.peer}"] = what
+    return left

@@ -48,11 +48,16 @@ class AgentView(msgspec.Struct, frozen=True):
 
 
 class AgentsView(msgspec.Struct, frozen=True):
-    """ConfigMap clustermesh-agents, which the API server keeps up: `updated` is its sign of life, in Unix seconds."""
+    """ConfigMap clustermesh-agents, which the API server keeps up: `updated` is its sign of life, in Unix seconds.
+
+    `peers` are those that the API server has not cleaned up behind yet; `version` changes with every write.
+    """
 
     agents: Mapping[str, AgentView] = {}
     ca: str = ""
     updated: float = 0.0
+    peers: frozenset[str] = frozenset()
+    version: str = ""
 
     def alive(self, now: float) -> bool:
         return now - self.updated < ALIVE
@@ -121,7 +126,8 @@ def parse_agents(config_map: ConfigMap | None) -> AgentsView:
         updated = datetime.fromisoformat(config_map.data.get("updated", "")).timestamp()
     except (msgspec.MsgspecError, ValueError):
         return AgentsView()
-    return AgentsView(agents, config_map.data.get("ca.crt", ""), updated)
+    peers = frozenset(filter(None, config_map.data.get("peers", "").split(",")))
+    return AgentsView(agents, config_map.data.get("ca.crt", ""), updated, peers, config_map.metadata.resource_version)
 
 
 def view_node(node: Node) -> NodeView:

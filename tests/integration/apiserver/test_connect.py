@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -38,12 +39,13 @@ class Mesh(NamedTuple):
     kubeconfig: Path
     tasks: dict[str, asyncio.Task[None]]  # by cluster
 
-    async def command(self, *arguments: str) -> Ended:
+    async def start(self, *arguments: str) -> asyncio.subprocess.Process:
         environment = os.environ | {"KUBECONFIG": str(self.kubeconfig)}
         pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            str(COMMAND), *arguments, env=environment, stdout=pipe, stderr=pipe
-        )
+        return await asyncio.create_subprocess_exec(str(COMMAND), *arguments, env=environment, stdout=pipe, stderr=pipe)
+
+    async def command(self, *arguments: str) -> Ended:
+        process = await self.start(*arguments)
         try:
             async with asyncio.timeout(60):
                 out, err = await process.communicate()
@@ -168,6 +170,17 @@ async def test_agents_that_never_finish_make_connect_roll_back(mesh: Mesh) -> No
     assert await objects(mesh.red) == await objects(mesh.green) == []
     root = mesh.green.etcd.connection()
     await eventually(lambda: nothing_of(root, "red"))
+
+    # So does an operator who loses patience.
+    process = await mesh.start("connect", "--context", "red", "--destination-context", "green")
+    await eventually(lambda: has_objects(mesh.green))
+    process.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(process.wait(), 20) != 0
+    assert await objects(mesh.red) == await objects(mesh.green) == []
+
+
+async def has_objects(cluster: MeshCluster) -> bool:
+    return bool(await objects(cluster))
 
 
 async def test_a_destination_that_does_not_answer_changes_nothing(mesh: Mesh) -> None:

@@ -4,7 +4,7 @@ import msgspec
 
 from clustermesh import pki
 from clustermesh.cli.connect import Action, already_connected, make_plan, to_carry
-from clustermesh.cli.disconnect import Removal, Side
+from clustermesh.cli.disconnect import Removal, Side, remaining
 from clustermesh.cli.disconnect import make_plan as make_removal_plan
 from clustermesh.kube.objects import ClusterMeshPeer, ClusterMeshPeerSpec, ClusterMeshPeerStatus
 from clustermesh.pki import CertificateAuthority
@@ -76,3 +76,15 @@ def test_disconnect_removes_what_is_there_on_either_side() -> None:
         Removal("green-context", "green", "red"),
         Removal("red-context", "red", "blue"),
     ]
+
+
+def test_data_counts_as_gone_only_by_a_report_made_after_the_deletion() -> None:
+    removal = Removal("red", "red", "green")
+    held = cluster("red", 1, peers=(peer(GREEN),)).agents
+    gone = msgspec.structs.replace(RED.agents, version="8")
+    cleaning = msgspec.structs.replace(gone, peers=frozenset({"green"}))
+    assert "still there" in (remaining(removal, {"green"}, gone, "7") or "")
+    assert "1 agents still hold" in (remaining(removal, {}, held, "7") or "")
+    assert "being removed" in (remaining(removal, {}, cleaning, "7") or "")
+    assert "has not said yet" in (remaining(removal, {}, gone, "8") or "")
+    assert remaining(removal, {}, gone, "7") is None
