@@ -43,6 +43,7 @@ class Feeds:
         self._mesh = mesh
         self._peers_return = peers_return
         self._peers: dict[str, asyncio.Task[None]] = {}
+        self._refused: dict[str, Event] = {}  # configurations that cannot be used, at least not now
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -78,6 +79,9 @@ class Feeds:
         def apply(events: Sequence[Event]) -> None:
             for event in events:
                 self._config(event, tasks)
+            # A cluster id may be free now.
+            for event in list(self._refused.values()):
+                self._config(event, tasks)
 
         await self._stands(own)
         watched = Watched(keys.CLUSTER_CONFIGS, own)
@@ -92,6 +96,7 @@ class Feeds:
         if name == self._mesh.place.cluster:
             return
         known = self._mesh.clusters.get(name)
+        self._refused.pop(name, None)
         if event.value is None:
             self._mesh.forgive(key)
             if known is not None:
@@ -102,6 +107,7 @@ class Feeds:
             self._check_id(name, config.id)
         except RecordError as error:
             self._mesh.reject(name, key, str(error))
+            self._refused[name] = event
             return
         self._mesh.forgive(key)
         if known is not None and known.cluster_id != config.id:
@@ -153,7 +159,9 @@ class Feeds:
                 vouched = not gone or await self._standing(watched.canary)
                 apply(gate.admit(batch.events, vouched))
                 if gate.holds and (releasing is None or releasing.done()):
-                    log.warning("%s is lost: what vanished below %s stays until then", watched.canary, watched.prefix)
+                    log.warning(
+                        "%s is lost: what vanished below %s is kept until it is back", watched.canary, watched.prefix
+                    )
                     releasing = tasks.create_task(release())
                 yield batch
 

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from clustermesh.wire.identity import MINIMAL_ALLOCATION, Numbering, Reserved
 from nodeagent.compile.services import PROTOCOLS
@@ -28,10 +28,19 @@ from nodeagent.datapath.abi import (
     ServiceKey,
     ServiceValue,
 )
-from nodeagent.datapath.maps import BpfMap
 
 Row = Mapping[str, Any]
-Maps = Mapping[str, BpfMap]
+
+
+class Readable(Protocol):
+    """A map, in the kernel or elsewhere."""
+
+    def items(self) -> Iterable[tuple[bytes, bytes]]: ...
+
+    def lookup(self, key: bytes) -> bytes | None: ...
+
+
+Maps = Mapping[str, Readable]
 
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import msgspec
 from pyroute2 import AsyncIPRoute
 
 from clustermesh.cli.output import Failure, Format, Output
-from clustermesh.kvstore.connection import TlsFiles
+from clustermesh.kvstore.connection import Connection, TlsFiles
 from clustermesh.wire.identity import Numbering
 from clustermesh.wire.names import check_cluster_name
 from nodeagent import inspect as inspection
@@ -26,6 +26,7 @@ from nodeagent.datapath.maps import BpfMap, open_pinned
 from nodeagent.datapath.ringbuf import RingBuffer
 from nodeagent.devices import TUNNEL_PORT, DeviceError, remove_tunnel
 from nodeagent.place import Place
+from nodeagent.verify import verify
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,30 @@ pin_dir_option = click.option(
 )
 
 
+def node_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Which node this is and how its cluster's etcd is reached."""
+
+    def option(flag: str, **attributes: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        variable = f"CLUSTERMESH_{flag.removeprefix('--').replace('-', '_').upper()}"
+        return click.option(flag, envvar=variable, show_envvar=True, **attributes)
+
+    sizes = click.Choice(["255", "511"])
+    for decorate in reversed(
+        (
+            option("--node-name", required=True, help="Name of this node in its cluster."),
+            option("--cluster-name", required=True),
+            option("--cluster-id", type=int, required=True),
+            option("--max-connected-clusters", type=sizes, default="255", show_default=True),
+            option("--etcd-endpoints", required=True, help="Of the own cluster: https://host:port, comma separated."),
+            option("--etcd-ca", type=_FILE, required=True),
+            option("--etcd-cert", type=_FILE, required=True),
+            option("--etcd-key", type=_FILE, required=True),
+        )
+    ):
+        command = decorate(command)
+    return command
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def cli() -> None:
     """The node's part of the mesh.
@@ -51,14 +76,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--node-name", required=True, help="Name of this node in its cluster.")
-@click.option("--cluster-name", required=True)
-@click.option("--cluster-id", type=int, required=True)
-@click.option("--max-connected-clusters", type=click.Choice(["255", "511"]), default="255", show_default=True)
-@click.option("--etcd-endpoints", required=True, help="Of the own cluster's etcd: https://host:port, comma separated.")
-@click.option("--etcd-ca", type=_FILE, required=True)
-@click.option("--etcd-cert", type=_FILE, required=True)
-@click.option("--etcd-key", type=_FILE, required=True)
+@node_options
 @pin_dir_option
 @click.option("--listen", default="127.0.0.1:9881", show_default=True, help="HOST:PORT for health and metrics.")
 @click.option("--tunnel-port", type=click.IntRange(1, 65535), default=TUNNEL_PORT, show_default=True)
@@ -106,6 +124,37 @@ def inspect(kind: str, output: str, pin_dir: Path, *, follow: bool, trace: bool)
         return
 
 
+@cli.command("verify")
+@node_options
+@pin_dir_option
+@click.option("--timeout", default=15.0, show_default=True, help="Seconds to wait for etcd.")
+@click.option("-o", "--output", type=click.Choice([form.value for form in Format]), default=Format.TABLE.value)
+def verify_command(output: str, timeout: float, pin_dir: Path, **options: Any) -> None:
+    """Compare this node's kernel maps with a fresh compile of what etcd holds; exit status 1 if they differ.
+
+    The agent may be running or not. A difference that lasts is worth a report: the agent's own audit repairs one
+    within a minute.
+    """
+    out = Output(Format(output))
+    try:
+        place, connection = _place(options), _connection(options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    try:
+        differences = asyncio.run(verify(place, connection, pin_dir, timeout=timeout))
+    except DatapathError as error:
+        raise Failure(str(error)) from error
+    if differences:
+        columns = ("KIND", "ENTRY", "PROBLEM", "KERNEL", "WANTED")
+        rows = [(d.kind, d.entry, d.problem, _brief(d.kernel), _brief(d.wanted)) for d in differences]
+        out.table(columns, rows)
+    else:
+        out.good("the kernel holds what it should")
+    out.document(differences)
+    if differences:
+        raise Failure(f"{len(differences)} entries of the kernel's maps are not as they should be")
+
+
 @cli.command()
 @pin_dir_option
 def cleanup(pin_dir: Path) -> None:
@@ -125,24 +174,44 @@ def main() -> None:
 
 def _settings(options: dict[str, Any]) -> Settings:
     """ValueError names the flag that makes no sense."""
-    check_cluster_name(options["cluster_name"])
-    numbering = Numbering(int(options["max_connected_clusters"]))
-    numbering.check_cluster_id(options["cluster_id"])
+    place = _place(options)
     host, _, port = options["listen"].rpartition(":")
     if not (host and port.isascii() and port.isdigit() and int(port) < 65536):
         raise ValueError(f"--listen must be HOST:PORT, not {options['listen']!r}")
     size = options["ipcache_size"]
     return Settings(
-        place=Place(options["node_name"], options["cluster_name"], options["cluster_id"]),
-        etcd_endpoints=tuple(filter(None, options["etcd_endpoints"].split(","))),
-        etcd_tls=TlsFiles(options["etcd_ca"], options["etcd_cert"], options["etcd_key"]),
+        place=place,
+        etcd_endpoints=_endpoints(options),
+        etcd_tls=_tls(options),
         pin_dir=options["pin_dir"],
         listen=(host.strip("[]"), int(port)),
-        numbering=numbering,
+        numbering=_numbering(options),
         tunnel_port=options["tunnel_port"],
         attachment=Attachment(options["attach"]),
         max_entries={Map.IPCACHE: size} if size else {},
     )
+
+
+def _place(options: dict[str, Any]) -> Place:
+    check_cluster_name(options["cluster_name"])
+    _numbering(options).check_cluster_id(options["cluster_id"])
+    return Place(options["node_name"], options["cluster_name"], options["cluster_id"])
+
+
+def _numbering(options: dict[str, Any]) -> Numbering:
+    return Numbering(int(options["max_connected_clusters"]))
+
+
+def _endpoints(options: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(filter(None, options["etcd_endpoints"].split(",")))
+
+
+def _tls(options: dict[str, Any]) -> TlsFiles:
+    return TlsFiles(options["etcd_ca"], options["etcd_cert"], options["etcd_key"])
+
+
+def _connection(options: dict[str, Any]) -> Connection:
+    return Connection(_endpoints(options), _tls(options))
 
 
 async def _until_signalled(agent: Agent) -> None:
@@ -263,6 +332,13 @@ def _event_line(row: inspection.Row) -> str:
         f"{row['source']} -> {row['destination']}, identity {row['identity']}, {row['length']} bytes"
         + (f", tunnel {row['outer']}" if row["outer"] else "")
     )
+
+
+# verify
+
+
+def _brief(values: inspection.Row | None) -> str:
+    return "-" if values is None else " ".join(_cell(value) for value in list(values.values())[1:])
 
 
 # cleanup

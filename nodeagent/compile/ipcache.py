@@ -57,9 +57,9 @@ def address_key(tail: str) -> bytes:
         pass  # not the usual case, but maybe one of the others
     address, slash, length = tail.partition("/")
     bits = 128 if ":" in address else 32
-    if slash and not (length.isascii() and length.isdigit() and int(length) <= bits):
-        raise RecordError(f"{tail!r} is not a range of addresses")
     try:
+        if not address or (slash and not (length.isascii() and length.isdigit() and int(length) <= bits)):
+            raise ValueError
         return IpcacheKey(address, int(length) if slash else bits).pack()
     except (OSError, ValueError):
         raise RecordError(f"{tail!r} is neither an address nor a range") from None

@@ -1,0 +1,174 @@
+"""From a real etcd to the maps' content: peers come, go, and the store fails."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+import pytest
+
+from clustermesh.kvstore.connection import Connection
+from clustermesh.wire import keys, private, records
+from clustermesh.wire.keys import Kind
+from clustermesh.wire.records import ClusterConfig
+from nodeagent.datapath.abi import IpcacheKey, Map
+from nodeagent.feeds import Feeds
+from nodeagent.mesh import Mesh
+from nodeagent.reconciler import Reconciler
+from tests.integration.etcd_process import EtcdProcess
+from tests.unit.nodeagent.memory_map import memory_maps
+from tests.unit.nodeagent.records_of import HERE, address, local, node, ports, remote
+
+pytestmark = pytest.mark.integration
+
+PATIENCE = 30.0
+POD = IpcacheKey.host("10.2.1.5").pack()
+
+
+class Node:
+    """Feeds, tables and reconciler of one agent over maps in memory."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.maps = memory_maps()
+        self.reconciler = Reconciler(self.maps)
+        self.mesh = Mesh(HERE, self.reconciler)
+        self.feeds = Feeds(connection, self.mesh, peers_return=0.5)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.reconciler.run())
+            tasks.create_task(self.feeds.run())
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait for rounds of the reconciler until `holds`."""
+        async with asyncio.timeout(PATIENCE):
+            while not holds():  # noqa: ASYNC110 - etcd, feeds and reconciler announce themselves to different listeners
+                await asyncio.sleep(0.02)
+
+    def knows(self, ip_key: bytes) -> bool:
+        return ip_key in self.maps[Map.IPCACHE].content
+
+    def ready(self, peer: str) -> bool:
+        cluster = self.mesh.clusters.get(peer)
+        return cluster is not None and self.mesh.complete(cluster)
+
+
+@pytest.fixture
+async def agent(etcd: EtcdProcess) -> AsyncIterator[Node]:
+    node_ = Node(etcd.connection())
+    task = asyncio.create_task(node_.run())
+    try:
+        yield node_
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def write_own(connection: Connection, *, pod: bool = True) -> None:
+    """What the API server of the own cluster exports."""
+    await connection.put(keys.cluster_config("red"), records.encode(ClusterConfig(1)))
+    await connection.put(keys.node("red", "red-1"), records.encode(node("red", 1, "red-1", "192.0.2.1", "10.1.1.0/24")))
+    await connection.put(keys.identity(65543), b"k8s:app=web;")
+    if pod:
+        await connection.put(keys.address("10.1.1.5"), records.encode(address("10.1.1.5", "192.0.2.1", 65543)))
+    await connection.put(keys.local_service("shop", "web"), private.encode(local("web", ports(a1=80))))
+    for kind in Kind:
+        await connection.put(keys.state_canary(kind, "red"), b"now")
+
+
+async def write_peer(connection: Connection, *, canaries: bool = True) -> None:
+    """What the mirror keeps of a peer."""
+    await connection.put(keys.cluster_config("green"), records.encode(ClusterConfig(2)))
+    green_1 = node("green", 2, "green-1", "192.0.2.2", "10.2.1.0/24")
+    await connection.put(keys.cache_prefix(Kind.NODES, "green") + "green-1", records.encode(green_1))
+    await connection.put(keys.cache_prefix(Kind.IDENTITIES, "green") + "131079", b"k8s:app=web;")
+    pod = address("10.2.1.5", "192.0.2.2", 131079)
+    await connection.put(keys.cache_prefix(Kind.ADDRESSES, "green") + "10.2.1.5", records.encode(pod))
+    web = remote("web", "green", 2, ports(a2=80))
+    await connection.put(keys.cache_prefix(Kind.SERVICES, "green") + "shop/web", records.encode(web))
+    if canaries:
+        for kind in Kind:
+            await connection.put(keys.cache_canary(kind, "green"), b"now")
+
+
+async def test_a_peer_appears_is_read_once_complete_and_vanishes(etcd: EtcdProcess, agent: Node) -> None:
+    connection = etcd.connection()
+    await write_own(connection)
+    await agent.until(lambda: agent.ready("red"))
+    alone = {name: dict(one.content) for name, one in agent.maps.items()}
+
+    await write_peer(connection, canaries=False)
+    await agent.until(lambda: "green" in agent.mesh.clusters)
+    assert not agent.knows(POD)
+    for kind in Kind:
+        await connection.put(keys.cache_canary(kind, "green"), b"now")
+    await agent.until(lambda: agent.ready("green"))
+    assert agent.knows(POD)
+    assert len(agent.maps[Map.BACKENDS].content) == 2
+
+    await connection.delete(keys.cluster_config("green"))
+    await agent.until(lambda: {name: one.content for name, one in agent.maps.items()} == alone)
+    assert "green" not in agent.mesh.clusters
+
+
+async def test_changes_follow_and_survive_a_restart_of_etcd(etcd: EtcdProcess, agent: Node) -> None:
+    connection = etcd.connection()
+    await write_own(connection)
+    await write_peer(connection)
+    await agent.until(lambda: agent.ready("green"))
+    await etcd.kill()
+    assert agent.knows(POD)
+    await etcd.start()
+    key = keys.cache_prefix(Kind.ADDRESSES, "green")
+    await connection.delete(key + "10.2.1.5")
+    await connection.put(key + "10.2.1.6", records.encode(address("10.2.1.6", "192.0.2.2", 131079)))
+    await agent.until(lambda: agent.knows(IpcacheKey.host("10.2.1.6").pack()) and not agent.knows(POD))
+
+
+async def test_a_store_that_is_lost_and_filled_again_cuts_nothing(
+    etcd: EtcdProcess, agent: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = etcd.connection()
+    await write_own(connection)
+    await write_peer(connection)
+    await agent.until(lambda: agent.ready("green"))
+    before = {name: dict(one.content) for name, one in agent.maps.items()}
+
+    await etcd.stop()
+    etcd.wipe()
+    await etcd.start()
+    feeds = 2 * len(Kind) + 1
+    await agent.until(lambda: len([line for line in caplog.messages if "is lost: what vanished" in line]) == feeds)
+    assert {name: one.content for name, one in agent.maps.items()} == before
+
+    await write_own(connection, pod=False)
+    own_pod = IpcacheKey.host("10.1.1.5").pack()
+    await agent.until(lambda: not agent.knows(own_pod))  # it did not come back
+    await write_peer(connection)
+    await agent.until(lambda: agent.ready("green"))
+    expected = {key: value for key, value in before[Map.IPCACHE].items() if key != own_pod}
+    assert agent.maps[Map.IPCACHE].content == expected
+    assert agent.maps[Map.BACKENDS].content == before[Map.BACKENDS]
+
+
+async def test_two_peers_with_one_id_and_bad_configurations_are_named(etcd: EtcdProcess, agent: Node) -> None:
+    connection = etcd.connection()
+    await write_own(connection)
+    await write_peer(connection)
+    await agent.until(lambda: agent.ready("green"))
+    await connection.put(keys.cluster_config("blue"), records.encode(ClusterConfig(2)))
+    await connection.put(keys.cluster_config("grey"), b"[]")
+    await agent.until(lambda: len(agent.mesh.rejected) == 2)
+    assert set(agent.mesh.rejected) == {keys.cluster_config("blue"), keys.cluster_config("grey")}
+    await connection.delete(keys.cluster_config("green"))
+    await agent.until(lambda: "blue" in agent.mesh.clusters)
+
+
+async def test_a_peer_with_another_id_is_read_anew(etcd: EtcdProcess, agent: Node) -> None:
+    connection = etcd.connection()
+    await write_own(connection)
+    await write_peer(connection)
+    await agent.until(lambda: agent.ready("green"))
+    await connection.put(keys.cluster_config("green"), records.encode(ClusterConfig(4)))
+    await agent.until(lambda: agent.ready("green") and agent.mesh.clusters["green"].cluster_id == 4)
+    assert agent.knows(POD)

@@ -1,0 +1,262 @@
+"""The tables as a whole: what the kernel holds follows from the records, not from how they came."""
+
+from collections.abc import Sequence
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clustermesh.kvstore.feed import Event
+from clustermesh.wire import keys
+from clustermesh.wire.keys import Kind
+from nodeagent.datapath.abi import BackendValue, IpcacheKey, IpcacheValue, Map, ServiceValue
+from nodeagent.mesh import Cluster, Mesh
+from nodeagent.reconciler import Reconciler
+from tests.unit.nodeagent.memory_map import MemoryMap, memory_maps
+from tests.unit.nodeagent.records_of import HERE, address, event, local, node, ports, remote
+
+IDS = {"red": 1, "green": 2, "blue": 3}
+
+
+class World:
+    """A mesh over maps in memory, fed by name."""
+
+    def __init__(self, maps: dict[str, MemoryMap] | None = None, peers: Sequence[str] = ("green", "blue")) -> None:
+        self.maps = memory_maps() if maps is None else maps
+        self.reconciler = Reconciler(self.maps)
+        self.mesh = Mesh(HERE, self.reconciler)
+        self.mesh.adopt(self.reconciler.adopt())
+        self.pods: dict[str, int] = {}
+        self.mesh.on_pods = self._on_pods
+        for name in peers:
+            self.mesh.add_peer(name, IDS[name])
+
+    def _on_pods(self, changes: Sequence[tuple[str, int | None]]) -> None:
+        for ip, identity in changes:
+            if identity is None:
+                self.pods.pop(ip, None)
+            else:
+                self.pods[ip] = identity
+
+    def cluster(self, name: str) -> Cluster:
+        return self.mesh.clusters[name]
+
+    def feed(self, cluster: str, kind: Kind, *events: Event) -> None:
+        self.mesh.apply(self.cluster(cluster), kind, prefix(cluster, kind), events, 1.0)
+
+    def sync(self, cluster: str) -> None:
+        for kind in Kind:
+            self.mesh.set_synced(self.cluster(cluster), kind)
+
+    async def kernel(self) -> dict[str, dict[bytes, bytes]]:
+        await self.reconciler.flush()
+        return {name: dict(one.content) for name, one in self.maps.items()}
+
+
+def prefix(cluster: str, kind: Kind) -> str:
+    if cluster == "red":
+        return keys.LOCAL_SERVICES if kind is Kind.SERVICES else keys.state_prefix(kind, cluster)
+    return keys.cache_prefix(kind, cluster)
+
+
+def of(cluster: str, kind: Kind, tail: str, record: object) -> Event:
+    return event(prefix(cluster, kind), tail, record)  # type: ignore[arg-type]
+
+
+POD = of("green", Kind.ADDRESSES, "10.2.1.5", address("10.2.1.5", "192.0.2.2", 131079))
+GREEN_1 = of("green", Kind.NODES, "green-1", node("green", 2, "green-1", "192.0.2.2", "10.2.1.0/24"))
+RED_1 = of("red", Kind.NODES, "red-1", node("red", 1, "red-1", "192.0.2.1", "10.1.1.0/24"))
+WEB = of("red", Kind.SERVICES, "shop/web", local("web", ports(a1=80)))
+GREEN_WEB = of("green", Kind.SERVICES, "shop/web", remote("web", "green", 2, ports(a2=80)))
+
+
+async def test_a_peer_that_leaves_leaves_nothing() -> None:
+    world = World(peers=["green"])
+    world.feed("red", Kind.SERVICES, WEB)
+    before = await world.kernel()
+    world.feed("green", Kind.NODES, GREEN_1)
+    world.feed("green", Kind.ADDRESSES, POD)
+    world.feed("green", Kind.SERVICES, GREEN_WEB)
+    during = await world.kernel()
+    assert during != before
+    assert len(during[Map.BACKENDS]) == 2
+    world.mesh.remove_peer("green")
+    assert await world.kernel() == before
+    assert not world.mesh.routes.entries
+
+
+async def test_local_pods_are_those_on_this_node_whichever_record_came_first() -> None:
+    world = World()
+    world.feed("red", Kind.ADDRESSES, of("red", Kind.ADDRESSES, "10.1.1.5", address("10.1.1.5", "192.0.2.1", 65543)))
+    world.feed("red", Kind.ADDRESSES, of("red", Kind.ADDRESSES, "10.1.2.5", address("10.1.2.5", "192.0.2.8", 65544)))
+    assert world.pods == {}
+    world.feed("red", Kind.NODES, RED_1)
+    assert world.pods == {"10.1.1.5": 65543}
+    world.feed("red", Kind.ADDRESSES, of("red", Kind.ADDRESSES, "10.1.1.5", None))
+    assert world.pods == {}
+
+
+async def test_a_record_that_does_not_decode_is_named_and_the_last_good_one_stays() -> None:
+    world = World()
+    world.feed("green", Kind.ADDRESSES, POD)
+    good = await world.kernel()
+    bad = of("green", Kind.ADDRESSES, "10.2.1.5", b"{")
+    world.feed("green", Kind.ADDRESSES, bad, of("green", Kind.ADDRESSES, "not-an-ip", b"{}"))
+    assert await world.kernel() == good
+    assert set(world.mesh.rejected) == {bad.key.decode(), prefix("green", Kind.ADDRESSES) + "not-an-ip"}
+    world.feed("green", Kind.ADDRESSES, POD, of("green", Kind.ADDRESSES, "not-an-ip", None))
+    assert bad.key.decode() not in world.mesh.rejected
+
+
+async def test_a_record_under_anothers_key_is_kept_out() -> None:
+    world = World()
+    world.feed("green", Kind.ADDRESSES, of("green", Kind.ADDRESSES, "10.2.1.6", address("10.2.1.5", "", 131079)))
+    world.feed("green", Kind.NODES, of("green", Kind.NODES, "x", node("green", 2, "y", "192.0.2.2")))
+    world.feed("green", Kind.SERVICES, of("green", Kind.SERVICES, "shop/x", remote("y", "green", 2, {})))
+    assert len(world.mesh.rejected) == 3
+    assert not any((await world.kernel()).values())
+
+
+async def test_the_own_cluster_wins_an_address_that_a_peer_claims() -> None:
+    world = World()
+    world.feed("green", Kind.ADDRESSES, POD)
+    own = of("red", Kind.ADDRESSES, "10.2.1.5", address("10.2.1.5", "192.0.2.1", 65543))
+    world.feed("red", Kind.ADDRESSES, own)
+    key = IpcacheKey.host("10.2.1.5").pack()
+    assert IpcacheValue.unpack((await world.kernel())[Map.IPCACHE][key]).cluster_id == 1
+    world.feed("red", Kind.ADDRESSES, of("red", Kind.ADDRESSES, "10.2.1.5", None))
+    assert IpcacheValue.unpack((await world.kernel())[Map.IPCACHE][key]).cluster_id == 2
+
+
+async def test_a_restart_keeps_a_silent_peers_backends_and_all_numbers() -> None:
+    first = World(peers=["green"])
+    first.feed("red", Kind.SERVICES, WEB)
+    first.feed("green", Kind.SERVICES, GREEN_WEB)
+    first.feed("green", Kind.ADDRESSES, POD)
+    before = await first.kernel()
+
+    second = World(first.maps, peers=["green"])
+    second.mesh.set_peers_known()
+    second.feed("red", Kind.SERVICES, WEB)
+    second.sync("red")
+    assert await second.kernel() == before  # green has said nothing yet
+
+    second.feed("green", Kind.ADDRESSES, POD)
+    second.feed("green", Kind.SERVICES, GREEN_WEB)
+    second.sync("green")
+    assert await second.kernel() == before
+    assert second.reconciler.writes == 0
+
+
+async def test_a_restart_removes_what_went_meanwhile_once_its_source_is_read() -> None:
+    first = World(peers=["green", "blue"])
+    other = of("red", Kind.SERVICES, "shop/other", local("other", ports(a1=80), vip="10.96.0.2"))
+    first.feed("red", Kind.SERVICES, WEB, other)
+    first.feed("green", Kind.SERVICES, GREEN_WEB)
+    first.feed("green", Kind.ADDRESSES, POD)
+    blue = of("blue", Kind.ADDRESSES, "10.3.0.1", address("10.3.0.1", "192.0.2.3", 196610))
+    first.feed("blue", Kind.ADDRESSES, blue)
+    await first.kernel()
+
+    second = World(first.maps, peers=["green"])  # blue is a peer no more
+    second.mesh.set_peers_known()
+    second.feed("red", Kind.SERVICES, WEB)
+    second.sync("red")
+    second.sync("green")
+    fresh = World(peers=["green"])
+    fresh.feed("red", Kind.SERVICES, WEB)
+    assert await second.kernel() == await fresh.kernel()
+
+
+async def test_what_arrives_of_a_peer_after_its_removal_is_ignored() -> None:
+    world = World(peers=["green"])
+    green = world.cluster("green")
+    world.mesh.remove_peer("green")
+    world.mesh.apply(green, Kind.ADDRESSES, prefix("green", Kind.ADDRESSES), [POD], 1.0)
+    world.mesh.set_synced(green, Kind.ADDRESSES)
+    assert not any((await world.kernel()).values())
+
+
+async def test_a_kind_is_applied_when_its_list_is_in_the_kernel() -> None:
+    world = World(peers=["green"])
+    green = world.cluster("green")
+    world.feed("green", Kind.ADDRESSES, POD)
+    world.mesh.set_synced(green, Kind.ADDRESSES)
+    world.mesh.advance(green, 42)
+    assert not world.mesh.applied(green)
+    assert world.mesh.applied_revision(green) == 0
+    await world.kernel()
+    assert world.mesh.applied(green) == {Kind.ADDRESSES}
+    assert world.mesh.applied_revision(green) == 42
+    assert world.mesh.counts(green)["addresses"] == 1
+
+
+# Any sequence of changes leads where a fresh start with the final records leads.
+
+pods = st.integers(1, 4).map(lambda n: f"10.9.0.{n}")
+hosts = st.integers(1, 2).map(lambda n: f"192.0.2.{n}")
+backends = st.dictionaries(st.integers(1, 3).map(lambda n: f"a{n}"), st.sampled_from([80, 81]), max_size=3).map(
+    lambda chosen: ports(**chosen)
+)
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> tuple[str, Kind, str, object]:
+    cluster = draw(st.sampled_from(sorted(IDS)))
+    number = IDS[cluster]
+    kind = draw(st.sampled_from([Kind.NODES, Kind.ADDRESSES, Kind.SERVICES]))
+    gone = draw(st.booleans()) and draw(st.booleans())
+    if kind is Kind.ADDRESSES:
+        ip = draw(pods)
+        return cluster, kind, ip, None if gone else address(ip, draw(hosts), (number << 16) + draw(st.integers(0, 2)))
+    if kind is Kind.NODES:
+        name = f"{cluster}-{draw(st.integers(1, 2))}"
+        cidr = draw(st.sampled_from([None, "10.9.1.0/24", "10.9.2.0/24"]))
+        return cluster, kind, name, None if gone else node(cluster, number, name, draw(hosts), cidr)
+    name = draw(st.sampled_from(["web", "api"]))
+    if gone:
+        return cluster, kind, f"shop/{name}", None
+    if cluster == "red":
+        affinity = draw(st.sampled_from(["none", "local", "remote"]))
+        vip = draw(st.sampled_from(["10.96.0.1", "10.96.0.2"]))
+        return cluster, kind, f"shop/{name}", local(name, draw(backends), affinity=affinity, vip=vip)
+    return cluster, kind, f"shop/{name}", remote(name, cluster, number, draw(backends), shared=draw(st.booleans()))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(changes(), max_size=25), st.integers(0, 25))
+async def test_changes_one_by_one_lead_where_a_fresh_start_leads(
+    steps: list[tuple[str, Kind, str, object]], restart_at: int
+) -> None:
+    world = World()
+    final: dict[tuple[str, Kind, str], object] = {}
+    for number, (cluster, kind, tail, record) in enumerate(steps):
+        if number == restart_at:
+            await world.kernel()
+            world = World(world.maps)  # a new agent over the same kernel
+            world.mesh.set_peers_known()
+            for (name, of_kind, key), known in final.items():
+                world.feed(name, of_kind, of(name, of_kind, key, known))
+            for name in IDS:
+                world.sync(name)
+        final[cluster, kind, tail] = record
+        world.feed(cluster, kind, of(cluster, kind, tail, record))
+        if number % 3 == 0:
+            await world.kernel()
+
+    fresh = World()
+    for (cluster, kind, tail), record in sorted(final.items(), key=lambda item: item[0]):
+        if record is not None:
+            fresh.feed(cluster, kind, of(cluster, kind, tail, record))
+    assert await world.kernel() == await fresh.kernel()
+    assert world.pods.keys() == fresh.pods.keys() or restart_at <= len(steps)
+    assert_sound(await world.kernel())
+
+
+def assert_sound(kernel: dict[str, dict[bytes, bytes]]) -> None:
+    """Every slot leads to a backend, and no backend is unused."""
+    numbers = [ServiceValue.unpack(value) for value in kernel[Map.SERVICES].values()]
+    used = {value.backend_id for value in numbers if value.backend_id}
+    assert used == {int.from_bytes(key, "little") for key in kernel[Map.BACKENDS]}
+    assert sum(value.count for value in numbers) == len([value for value in numbers if value.backend_id])
+    for value in kernel[Map.BACKENDS].values():
+        assert BackendValue.unpack(value).cluster_id in IDS.values()
