@@ -268,6 +268,7 @@ async def _events(out: Output, pin_dir: Path, *, follow: bool, trace: bool) -> N
     try:
         if trace:
             _set_trace(maps[Map.CONFIG], on=True)
+            click.echo("tracing until interrupted", err=True)
         if not follow:
             ring = RingBuffer(maps[Map.EVENTS].fd, maps[Map.EVENTS].info.max_entries)
             for raw in ring.read():

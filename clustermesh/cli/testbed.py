@@ -17,6 +17,7 @@ from clustermesh.testbed.demo import Demo, DemoError
 from clustermesh.testbed.down import all_names, destroy
 from clustermesh.testbed.errors import TestbedError
 from clustermesh.testbed.machine import check_rights
+from clustermesh.testbed.programs import agent_settings
 from clustermesh.testbed.state import Record, StateDirectory
 from clustermesh.testbed.supervisor import Request, Verb
 from clustermesh.testbed.topology import Topology
@@ -158,8 +159,10 @@ def exec_command(name: str, where: str, command: tuple[str, ...]) -> None:
     if "/" in where:
         namespace = _pod_namespace(directory, topology, where)
     else:
-        namespace = topology.node(where).namespace
-        environment["CLUSTERMESH_PIN_DIR"] = str(directory.pins(where))
+        node = topology.node(where)
+        namespace = node.namespace
+        settings = agent_settings(directory, topology.cluster(node.cluster), node)
+        environment |= {f"CLUSTERMESH_{flag.replace('-', '_').upper()}": value for flag, value in settings.items()}
     argv = namespaces.entering(namespace, command)
     os.execvpe(argv[0], argv, environment)
 

@@ -24,6 +24,21 @@ def environment(testbed: str) -> dict[str, str]:
     return {**inherited, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1", TESTBED_VARIABLE: testbed}
 
 
+def agent_settings(directory: StateDirectory, cluster: Cluster, node: Node) -> dict[str, str]:
+    """Flags of a node's agent, without "--": what any command about that node has to be told."""
+    client = credentials.pair(directory, cluster, credentials.AGENT)
+    return {
+        "node-name": node.name,
+        "cluster-name": cluster.name,
+        "cluster-id": str(cluster.id),
+        "etcd-endpoints": cluster.etcd_url,
+        "etcd-ca": str(credentials.pair(directory, cluster, credentials.AUTHORITY).cert),
+        "etcd-cert": str(client.cert),
+        "etcd-key": str(client.key),
+        "pin-dir": str(directory.pins(node.name)),
+    }
+
+
 class Programs:
     """Makes the specs of one testbed's processes."""
 
@@ -105,11 +120,7 @@ class Programs:
             "nodeagent.main",
             [
                 "run",
-                f"--node-name={node.name}",
-                f"--cluster-name={cluster.name}",
-                f"--cluster-id={cluster.id}",
-                *self._etcd(cluster, credentials.AGENT),
-                f"--pin-dir={self._directory.pins(node.name)}",
+                *(f"--{flag}={value}" for flag, value in agent_settings(self._directory, cluster, node).items()),
                 f"--listen={node.address}:{AGENT_PORT}",
             ],
         )

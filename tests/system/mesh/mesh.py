@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -76,15 +77,15 @@ class Mesh:
             self.inside(where, *command), capture_output=True, text=True, env=self.environment, timeout=timeout
         )
 
-    def requests(self, where: str, address: str, count: int = 100, *, rate: int = 200, timeout: float = 2.0) -> LoadReport:
+    def requests(self, where: str, address: str, count: int = 100, *, timeout: float = 2.0) -> LoadReport:
         """`count` requests from a pod or node, each on a connection of its own."""
-        done = self.execute(where, *_load(address, "--count", str(count), "--rate", str(rate), "--timeout", str(timeout)))
+        done = self.execute(where, *_load(address, "--count", str(count), "--rate", "200", "--timeout", str(timeout)))
         return msgspec.json.decode(_checked(done), type=LoadReport)
 
     @contextmanager
-    def load(self, where: str, address: str, *, rate: int = 50, keep_open: int = 5) -> Iterator[Callable[[], LoadReport]]:
+    def load(self, where: str, address: str) -> Iterator[Callable[[], LoadReport]]:
         """Requests go on while the body runs; the value tells afterwards what became of them."""
-        command = self.inside(where, *_load(address, "--rate", str(rate), "--keep-open", str(keep_open)))
+        command = self.inside(where, *_load(address, "--rate", "50", "--keep-open", "5"))
         process = subprocess.Popen(command, stdout=subprocess.PIPE, env=self.environment, start_new_session=True)
         output: list[bytes] = []
         try:
@@ -97,6 +98,27 @@ class Mesh:
         """What a node's kernel maps hold, read without its agent."""
         done = self.execute(node, sys.executable, "-m", "clustermesh.cli.main", "inspect", what, "--output", "json")
         return json.loads(_checked(done))
+
+    def differences(self, node: str) -> Any:
+        """What a node's kernel maps hold otherwise than a fresh compile of etcd's content says."""
+        done = self.execute(node, sys.executable, "-m", "nodeagent.main", "verify", "--output", "json")
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)
+
+    @contextmanager
+    def tracing(self, node: str) -> Iterator[Callable[[], list[Any]]]:
+        """Packets that a node's programs see while the body runs; the value tells them afterwards."""
+        inspect = ["inspect", "events", "--follow", "--trace", "--output", "json"]
+        command = self.inside(node, sys.executable, "-m", "nodeagent.main", *inspect)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self.environment)
+        lines: list[bytes] = []
+        try:
+            assert process.stderr is not None
+            assert b"tracing" in process.stderr.readline()
+            yield lambda: [json.loads(line) for line in lines]
+        finally:
+            process.send_signal(signal.SIGINT)
+            lines += process.communicate(timeout=30)[0].splitlines()
 
     def eventually(self, check: Callable[[], bool], *, within: float = 30) -> None:
         """Wait for a state; fails when it does not come."""

@@ -66,6 +66,7 @@ def test_the_identity_that_arrives_is_the_senders(mesh: Mesh) -> None:
     )
     with mesh.tracing(node["spec"]["nodeName"]) as events:
         assert mesh.requests("red/client", f"{node['status']['podIP']}:8080", 5).failed == 0
-    arrived = [event for event in events() if event["source"] == client["status"]["podIP"]]
+    sender = client["status"]["podIP"]
+    arrived = [event for event in events() if event["point"] == "from-tunnel" and event["source"].startswith(sender)]
     assert arrived
     assert {event["identity"] for event in arrived} == {identity}
