@@ -21,6 +21,7 @@ _TUNNEL_MTU = 65485  # the device does not judge sizes; the programs do, with th
 _FALLBACK_MTU = 1500
 _ROUTE_PROTOCOL = 131  # marks routes as ours; unassigned in the kernel's and iproute2's lists
 _LINK_SCOPE = 253
+_TAKEN = (errno.EADDRINUSE, errno.EEXIST)
 _UP, _NO_ARP = 0x1, 0x80
 _AUDIT_SECONDS = 30.0
 _RETRY_SECONDS = 1.0
@@ -50,6 +51,8 @@ async def ensure_tunnel(netlink: AsyncIPRoute, port: int = TUNNEL_PORT) -> Tunne
                 "add", ifname=TUNNEL, kind="vxlan", vxlan_collect_metadata=True, vxlan_port=port, vxlan_learning=False
             )
         except NetlinkError as error:
+            if error.code in _TAKEN:
+                raise await _port_taken(netlink, port) from error
             raise DeviceError(f"cannot make the VXLAN device {TUNNEL}: {error}; is the vxlan module there?") from error
         link = await _find(netlink, TUNNEL)
         if link is None or not _is_ours(link, port):
@@ -64,11 +67,8 @@ async def ensure_tunnel(netlink: AsyncIPRoute, port: int = TUNNEL_PORT) -> Tunne
         # Without ARP: the other end's programs take any inner MAC address.
         await netlink.link("set", index=index, flags=_UP | _NO_ARP, change=_UP | _NO_ARP)
     except NetlinkError as error:
-        if error.code in (errno.EADDRINUSE, errno.EEXIST):
-            raise DeviceError(
-                f"UDP port {port} is in use, probably by another VXLAN device ({await _others(netlink, index)}): "
-                "choose another --tunnel-port on all nodes of all clusters"
-            ) from error
+        if error.code in _TAKEN:
+            raise await _port_taken(netlink, port) from error
         raise DeviceError(f"cannot bring {TUNNEL} up: {error}") from error
     return Tunnel(index)
 
@@ -170,7 +170,7 @@ class Routes:
 
     async def _delete(self, netlink: AsyncIPRoute, tunnel: Tunnel, cidr: str) -> bool:
         try:
-            await netlink.route("del", dst=cidr, oif=tunnel.ifindex)
+            await netlink.route("del", dst=cidr, oif=tunnel.ifindex, scope=_LINK_SCOPE, proto=_ROUTE_PROTOCOL)
         except NetlinkError as error:
             if error.code != errno.ESRCH:
                 log.error("cannot remove the route to %s: %s; trying again", cidr, error)
@@ -207,11 +207,13 @@ def _is_ours(link: Any, port: int) -> bool:
     )
 
 
-async def _others(netlink: AsyncIPRoute, index: int) -> str:
-    names = [
-        link.get_attr("IFLA_IFNAME") async for link in await netlink.get_links(kind="vxlan") if link["index"] != index
-    ]
-    return ", ".join(names) or "none seen"
+async def _port_taken(netlink: AsyncIPRoute, port: int) -> DeviceError:
+    others = [link.get_attr("IFLA_IFNAME") async for link in await netlink.get_links(kind="vxlan")]
+    names = ", ".join(name for name in others if name != TUNNEL) or "none seen"
+    return DeviceError(
+        f"UDP port {port} is in use, probably by another VXLAN device ({names}): "
+        "choose another --tunnel-port on all nodes of all clusters"
+    )
 
 
 def _quiet(name: str) -> None:

@@ -6,9 +6,10 @@ endpoint entry stands, since a packet from an unknown pod is dropped.
 """
 
 import asyncio
+import errno
 import logging
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from pyroute2 import AsyncIPRoute
 
@@ -93,15 +94,25 @@ class Endpoints:
             tasks.create_task(self._work_off(PodDevices(netlink)))
 
     async def _listen(self, events: AsyncIPRoute) -> None:
-        async for message in events.get():
-            if message["event"] not in _EVENTS:
-                continue
-            if message["event"] == "RTM_DELLINK":
-                self._touch(*self._attached.get(message["index"], ()))
-            target = message.get_attr("RTA_DST") if message["event"].endswith("ROUTE") else None
-            if target in self._wanted:
-                self._touch(target)
-            self._touch(*self.missing)
+        while True:
+            try:
+                async for message in events.get():  # ends with what came in one datagram
+                    self._notice(message)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                log.warning("netlink lost events: looking all pods up again")
+                self._touch(*self._wanted)
+
+    def _notice(self, message: Any) -> None:
+        event = message["event"]
+        if event not in _EVENTS:
+            return
+        if event == "RTM_DELLINK":
+            self._touch(*self._attached.get(message["index"], ()))
+        elif event.endswith("ROUTE") and (target := message.get_attr("RTA_DST")) in self._wanted:
+            self._touch(target)
+        self._touch(*self.missing)
 
     def _touch(self, *ips: str) -> None:
         if ips:
