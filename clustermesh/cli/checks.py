@@ -25,11 +25,15 @@ class Result(StrEnum):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One claim about one cluster or several; `detail` says what is wrong and what to do, or what was found."""
+    """One claim about one cluster or several; `detail` says what is wrong and what to do, or what was found.
+
+    `starting`: a cluster that has just been started fails it for some seconds and then passes.
+    """
 
     name: str
     result: Result
     detail: str = ""
+    starting: bool = False
 
 
 def check_all(source: ClusterView, destinations: Sequence[ClusterView], now: float) -> list[Check]:
@@ -49,19 +53,25 @@ def failed(checks: Iterable[Check]) -> list[Check]:
     return [check for check in checks if check.result is Result.FAILED]
 
 
-def _verdict(name: str, problems: Iterable[str]) -> Check:
+def may_be_starting(checks: Iterable[Check]) -> bool:
+    """Whether all that failed may pass by itself within seconds."""
+    wrong = failed(checks)
+    return bool(wrong) and all(check.starting for check in wrong)
+
+
+def _verdict(name: str, problems: Iterable[str], *, starting: bool = False) -> Check:
     found = list(problems)
     if not found:
         return Check(name, Result.OK)
     more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-    return Check(name, Result.FAILED, "; ".join(found[:3]) + more)
+    return Check(name, Result.FAILED, "; ".join(found[:3]) + more, starting)
 
 
 def _check_cluster(cluster: ClusterView, now: float) -> Iterator[Check]:
-    yield _verdict(f"{cluster.name}: the API server runs", _api_server(cluster, now))
-    yield _verdict(f"{cluster.name}: every node has an agent", _missing_agents(cluster))
+    yield _verdict(f"{cluster.name}: the API server runs", _api_server(cluster, now), starting=True)
+    yield _verdict(f"{cluster.name}: every node has an agent", _missing_agents(cluster), starting=True)
     yield _verdict(f"{cluster.name}: every node has pod CIDRs", _missing_ranges(cluster))
-    yield _verdict(f"{cluster.name}: the CA is valid", _authority(cluster, now))
+    yield _verdict(f"{cluster.name}: the CA is valid", _authority(cluster, now), starting=not cluster.agents.ca)
 
 
 def _api_server(cluster: ClusterView, now: float) -> Iterator[str]:

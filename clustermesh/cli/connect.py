@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from clustermesh import pki
-from clustermesh.cli.checks import Check, Result, check_all, failed
+from clustermesh.cli.checks import Check, Result, check_all, failed, may_be_starting
 from clustermesh.cli.mesh import Cluster, ClusterView, Watched, open_clusters, watching
 from clustermesh.cli.options import Settings, global_options
 from clustermesh.cli.output import Failure, Output
@@ -22,6 +22,10 @@ from clustermesh.cli.readiness import is_ready, why_not_ready
 from clustermesh.kube.errors import Conflict, CredentialError, KubeError
 from clustermesh.kube.objects import CLUSTER_MESH_PEERS, ClusterMeshPeer, ClusterMeshPeerSpec, ObjectMeta
 from clustermesh.pki import PkiError
+
+# Seconds for which a cluster counts as starting, and between two looks at it.
+STARTING = 15.0
+_AGAIN = 0.5
 
 
 class Action(StrEnum):
@@ -244,12 +248,18 @@ async def _connect(
     started = time.monotonic()
     contexts = [settings.context, *dict.fromkeys(destinations)]
     async with open_clusters(settings.kubeconfig, contexts) as clusters:
-        views = await _read(clusters, output)
-        if isinstance(views, Outcome):
-            return views
-        source, others = views[0], views[1:]
-        checks = [Check(f"{view.name}: reachable, mesh installed", Result.OK, view.context) for view in views]
-        checks += check_all(source, others, time.time())
+        patience = time.monotonic() + min(timeout, STARTING)
+        while True:
+            views = await _read(clusters, output)
+            if isinstance(views, Outcome):
+                return views
+            source, others = views[0], views[1:]
+            checks = [Check(f"{view.name}: reachable, mesh installed", Result.OK, view.context) for view in views]
+            checks += check_all(source, others, time.time())
+            if not may_be_starting(checks) or time.monotonic() > patience:
+                break
+            output.progress("; ".join(f"{check.name}: {check.detail}" for check in failed(checks)))
+            await asyncio.sleep(_AGAIN)
         _show_checks(output, checks)
         if wrong := failed(checks):
             error = (

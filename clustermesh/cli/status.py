@@ -15,6 +15,8 @@ from clustermesh.cli.readiness import why_not_ready
 from clustermesh.kube.errors import CredentialError, KubeError, NotFound
 from clustermesh.kube.objects import ClusterMeshPeer, PeerAgents, PeerConnection, PeerProbe, PeerQuarantine
 
+_AGAIN = 0.5  # seconds between two attempts at an API that does not answer
+
 KINDS = ("nodes", "identities", "addresses", "services")
 
 
@@ -121,16 +123,32 @@ def status(settings: Settings, wait: bool, timeout: float) -> None:
 async def _status(settings: Settings, output: Output, timeout: float | None) -> Report:
     async with open_clusters(settings.kubeconfig, [settings.context]) as (cluster,):
         try:
-            name, *_ = await cluster.identity()
             if timeout is None:
+                name, *_ = await cluster.identity()
                 return make_report(name, await cluster.peers(), await cluster.agents(), time.time())
-            return await _wait(name, cluster, output, timeout)
+            deadline = time.monotonic() + timeout
+            name = await _name(cluster, output, deadline)
+            return await _wait(name, cluster, output, max(1.0, deadline - time.monotonic()))
         except NotFound as error:
             raise Failure(
                 f"context {cluster.context}: the CustomResourceDefinitions of clustermesh are missing: {error}"
             ) from None
         except (KubeError, CredentialError) as error:
             raise Failure(f"context {cluster.context}: {error}") from None
+
+
+async def _name(cluster: Cluster, output: Output, deadline: float) -> str:
+    """The cluster's name, as soon as its Kubernetes API tells. One who waits also waits for that."""
+    while True:
+        try:
+            name, *_ = await cluster.identity()
+        except KubeError as error:
+            if not error.transient or time.monotonic() > deadline:
+                raise
+            output.progress(str(error))
+            await asyncio.sleep(_AGAIN)
+        else:
+            return name
 
 
 async def _wait(name: str, cluster: Cluster, output: Output, timeout: float) -> Report:

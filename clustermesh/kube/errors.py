@@ -29,6 +29,11 @@ class KubeError(Exception):
         self.message = message
         self.retry_after = retry_after  # seconds, when the server asked for patience
 
+    @property
+    def transient(self) -> bool:
+        """Whether the same request may well succeed a little later."""
+        return self.status == 0 or self.status == 429 or self.status >= 500
+
 
 class NotFound(KubeError):
     """No such object, or (when a list fails so) no such kind: its CRD is not installed."""

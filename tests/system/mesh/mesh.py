@@ -99,6 +99,16 @@ class Mesh:
         done = self.execute(node, sys.executable, "-m", "clustermesh.cli.main", "inspect", what, "--output", "json")
         return json.loads(_checked(done))
 
+    def crash(self, process: str) -> None:
+        """Kill a process and return when its successor runs."""
+        before = self._pid(process)
+        self.testbed("kill", process)
+        self.eventually(lambda: self._pid(process) not in (before, None))
+
+    def _pid(self, process: str) -> int | None:
+        processes = json.loads(self.testbed("status", "--output", "json"))["processes"]
+        return next(entry["pid"] for entry in processes if entry["name"] == process)
+
     def differences(self, node: str) -> Any:
         """What a node's kernel maps hold otherwise than a fresh compile of etcd's content says."""
         done = self.execute(node, sys.executable, "-m", "nodeagent.main", "verify", "--output", "json")

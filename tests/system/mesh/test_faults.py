@@ -22,7 +22,7 @@ def test_a_killed_process_costs_no_request_and_no_connection(mesh: Mesh, process
         mesh.load("red/client", f"{there}:8080") as to_pod,
         mesh.load("green/client", mesh.service_ip("green")) as back,
     ):
-        mesh.testbed("kill", process)
+        mesh.crash(process)
         mesh.clustermesh("status", "--context", "red", "--wait", "--timeout", "60")
         mesh.clustermesh("status", "--context", "green", "--wait", "--timeout", "60")
     for report in (through_service(), to_pod(), back()):

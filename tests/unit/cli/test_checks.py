@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from clustermesh.cli.checks import Result, check_all, failed
+from clustermesh.cli.checks import Result, check_all, failed, may_be_starting
 from clustermesh.cli.mesh import AgentsView, ClusterView, NodeView
 from tests.unit.cli.views import NOW, cluster, peer
 
@@ -94,3 +94,14 @@ def test_what_is_connected_already_is_no_obstacle() -> None:
     red = cluster("red", 1, peers=(peer(GREEN),))
     green = cluster("green", 2, peers=(peer(RED),))
     assert not failed(check_all(red, [green], NOW))
+
+
+def test_what_a_starting_cluster_lacks_is_worth_waiting_for() -> None:
+    starting = replace(GREEN, agents=AgentsView())
+    assert may_be_starting(check_all(RED, [starting], NOW))
+
+
+def test_what_no_waiting_mends_is_not_waited_for() -> None:
+    starting_twin = replace(GREEN, agents=AgentsView(), cluster_id=1)
+    assert not may_be_starting(check_all(RED, [starting_twin], NOW))
+    assert not may_be_starting(check_all(RED, [GREEN], NOW))
