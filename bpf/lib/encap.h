@@ -16,13 +16,16 @@
 static __always_inline bool tunnel_key_set(struct __sk_buff *skb, const struct cm_config *cfg,
 					   __u32 identity, __be32 remote)
 {
-	struct bpf_tunnel_key key = {
-	    .tunnel_id = identity,
-	    .remote_ipv4 = bpf_ntohl(remote),
-	    .tunnel_ttl = TUNNEL_TTL,
-	    /* The receiver knows this node by one address; routing might pick another. */
-	    .local_ipv4 = bpf_ntohl(cfg->node_ip.v4),
-	};
+	struct bpf_tunnel_key key;
+
+	/* Not by an initialiser, which leaves the rest of the unions undefined: older verifiers
+	 * refuse. */
+	__builtin_memset(&key, 0, sizeof(key));
+	key.tunnel_id = identity;
+	key.remote_ipv4 = bpf_ntohl(remote);
+	key.tunnel_ttl = TUNNEL_TTL;
+	/* The receiver knows this node by one address; routing might pick another. */
+	key.local_ipv4 = bpf_ntohl(cfg->node_ip.v4);
 
 	return likely(!bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX)) ||
 	       !bpf_skb_set_tunnel_key(skb, &key, TUNNEL_KEY_SHORT, BPF_F_ZERO_CSUM_TX);
