@@ -64,12 +64,11 @@ class Agent:
         """Serve the node until cancelled."""
         settings = self._settings
         options = Options(attachment=settings.attachment, max_entries=settings.max_entries or {})
-        async with AsyncIPRoute() as netlink:
-            tunnel = await ensure_tunnel(netlink, settings.tunnel_port)
-            with Datapath(settings.pin_dir, options) as datapath:
+        with Datapath(settings.pin_dir, options) as datapath:
+            async with AsyncIPRoute() as netlink:
+                tunnel = await ensure_tunnel(netlink, settings.tunnel_port)
                 async with Connection(settings.etcd_endpoints, settings.etcd_tls) as connection:
-                    node = _Node(settings, datapath, tunnel, netlink, connection)
-                    await node.run()
+                    await _Node(settings, datapath, tunnel, netlink, connection).run()
 
 
 class _Node:

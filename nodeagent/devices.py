@@ -126,6 +126,7 @@ class Routes:
             self._work.set()
 
     async def run(self, tunnel: Tunnel) -> None:
+        """Keep the routes, for ever. DeviceError when the tunnel device has gone."""
         async with AsyncIPRoute() as netlink:
             self._there = await self._existing(netlink, tunnel)
             while True:
@@ -163,6 +164,8 @@ class Routes:
                 proto=_ROUTE_PROTOCOL,
             )
         except NetlinkError as error:
+            if error.code == errno.ENODEV:
+                raise DeviceError(f"{TUNNEL} is gone: it is made anew when the agent starts again") from error
             log.error("cannot route %s through the tunnel: %s; trying again", cidr, error)
             return False
         self._there[cidr] = is_so

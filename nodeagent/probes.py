@@ -103,7 +103,7 @@ class Prober:
             while True:
                 self._send(raw)
                 await asyncio.sleep(_NEAR)
-                self._answers = self._read(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+                self.read()
                 await asyncio.sleep(INTERVAL - _NEAR)
 
     def _send(self, raw: socket.socket) -> None:
@@ -117,14 +117,16 @@ class Prober:
             except OSError:
                 return  # the device is down or its queue is full: no answer will come, which is what we report
 
-    def _read(self, now: int) -> dict[str, Answer]:
+    def read(self) -> None:
+        """Take in what has come back."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         answers: dict[str, Answer] = {}
         for target in self._targets:
             raw = self._map.lookup(AddressKey(target).pack())
             if raw is not None:
                 value = ProbeValue.unpack(raw)
                 answers[target] = Answer((now - value.received) / _CLOCK_NS, value.rtt_us)
-        return answers
+        self._answers = answers
 
 
 def frame(source: str, target: str, sequence: int, sent_ns: int) -> bytes:

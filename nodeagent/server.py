@@ -99,7 +99,10 @@ class Server:
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:
-            await web.TCPSite(runner, self._host, self._port).start()
+            try:
+                await web.TCPSite(runner, self._host, self._port).start()
+            except OSError as error:
+                raise OSError(f"cannot listen on {self._host}:{self._port}: {error.strerror}; see --listen") from error
             await asyncio.Event().wait()
         finally:
             await runner.cleanup()
