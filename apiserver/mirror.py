@@ -18,7 +18,7 @@ import msgspec
 from apiserver.admission import OUTSIDE_POD_CIDRS, Admission, Quarantine
 from apiserver.claims import Claims
 from apiserver.cluster import ClusterIdentity
-from apiserver.status import MirrorView
+from apiserver.status import MirrorView, timestamp
 from clustermesh import pki
 from clustermesh.kvstore.backoff import Backoff
 from clustermesh.kvstore.connection import Connection, KeyValue, TlsPem
@@ -34,9 +34,11 @@ from clustermesh.wire.validation import Claimant
 
 log = logging.getLogger(__name__)
 
-# Seconds: for a peer to say who it is; between looks at its cluster-config; until one that writes a heartbeat a minute
+# Seconds: for a peer to say who it is; between two signs of life that are asked of it, so that one that is frozen or
+# cut off is known four of them later; between looks at its cluster-config; until one that writes a heartbeat a minute
 # counts as silent.
 GREETING = 4.0
+PULSE = 2.0
 CONFIG_CHECK = 30.0
 HEARTBEAT_LIMIT = 150.0
 _RETRY_LIMIT = 15.0
@@ -131,7 +133,8 @@ class Mirror:
         self._config: ClusterConfig | None = None
         self._error: KvError | PeerError | None = None
         self._connected = False
-        self._last_event = 0.0
+        # Event loop clock: what earlier feeds and plain reads saw; the feeds of now know better.
+        self._proved = float("-inf")
         self._last_heartbeat = 0.0
         self._records_changed = 0.0
 
@@ -149,14 +152,14 @@ class Mirror:
             state, stage, message = "connecting", "", f"connecting to {self._remote.endpoint}"
         elif self._last_heartbeat and silent > HEARTBEAT_LIMIT:
             state, stage = "failed", "heartbeat"
-            message = f"no heartbeat for {silent:.0f} s: the API server of {self._peer.name} does not run"
+            message = f"no heartbeat since {timestamp(self._last_heartbeat)}: its API server does not run"
         else:
             state, stage, message = "connected", "", ""
         return MirrorView(
             state=state,
             stage=stage,
             message=message,
-            last_event=self._last_event,
+            last_event=self._proof_of_life(),
             changed=self._records_changed,
             config=self._config,
             synced=frozenset(self._synced),
@@ -246,6 +249,7 @@ class Mirror:
         except BaseExceptionGroup as errors:
             _reraise(errors)
         finally:
+            self._proved = self._latest_proof()
             self._feeds.clear()
 
     async def _greet(self) -> ClusterConfig:
@@ -269,6 +273,7 @@ class Mirror:
     async def _look(self, key: str) -> KeyValue | None:
         """One key of the peer's, or soon the reason why not."""
         page = await self._remote.range(key, timeout=GREETING)
+        self._proved = asyncio.get_running_loop().time()
         return page.kvs[0] if page.kvs else None
 
     async def _watch_config(self, agreed: ClusterConfig) -> None:
@@ -285,11 +290,10 @@ class Mirror:
                     raise PeerError("config", f"cluster-config of {self._peer.name} changed: reading it again")
 
     async def _follow_heartbeat(self) -> None:
-        async with aclosing(self._feed(keys.HEARTBEAT).batches()) as batches:
+        async with aclosing(self._feed(keys.HEARTBEAT, progress=PULSE).batches()) as batches:
             async for batch in batches:
                 if any(event.value is not None for event in batch.events):
                     self._last_heartbeat = time.time()
-                    self._note_event()
 
     async def _follow_canaries(self, paths: _Paths, canaries: dict[Kind, asyncio.Event]) -> None:
         kinds = {canary.encode(): kind for kind, canary in paths.canaries.items()}
@@ -341,8 +345,8 @@ class Mirror:
             for tail, value in list(self._outside.items()):
                 self._admit(Kind.ADDRESSES, tail, value)
         if batch.events:
-            self._note_event()
-            self._records_changed = self._last_event
+            self._records_changed = time.time()
+            self._changed()
 
     def _admit(self, kind: Kind, tail: str, value: bytes) -> bool:
         reason = self._admission.judge(kind, tail, value)
@@ -379,7 +383,7 @@ class Mirror:
         self._quarantine.keep_only(f"{kind}/", {f"{kind}/{tail}" for tail in listed})
         self._writer.prune(prefix)
         await self._flush()
-        self._writer.put(keys.cache_canary(kind, self._peer.name), _now().encode())
+        self._writer.put(keys.cache_canary(kind, self._peer.name), timestamp(time.time()).encode())
         await self._flush()
         self._synced.add(kind)
         self._changed()
@@ -391,14 +395,18 @@ class Mirror:
         except KvError as error:
             raise PeerError("own-etcd", f"this cluster's own etcd does not take the records: {error}") from None
 
-    def _feed(self, prefix: str) -> Feed:
-        feed = Feed(self._remote, prefix)
+    def _feed(self, prefix: str, *, progress: float = 5.0) -> Feed:
+        feed = Feed(self._remote, prefix, progress=progress)
         self._feeds.append(feed)
         return feed
 
-    def _note_event(self) -> None:
-        self._last_event = time.time()
-        self._changed()
+    def _latest_proof(self) -> float:
+        return max([self._proved, *(feed.last_event for feed in self._feeds)])
+
+    def _proof_of_life(self) -> float:
+        """When the peer's etcd last answered, be it with records or without; Unix seconds, 0 for never."""
+        proof = self._latest_proof()
+        return time.time() - asyncio.get_running_loop().time() + proof if proof > 0 else 0.0
 
     def _report(self, error: KvError | PeerError) -> None:
         if self._error is None or str(self._error) != str(error):
@@ -441,7 +449,3 @@ def _reraise(errors: BaseExceptionGroup[BaseException]) -> NoReturn:
 
 def _tail(prefix: str, key: bytes) -> str:
     return key[len(prefix) :].decode(errors="backslashreplace")
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

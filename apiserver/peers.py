@@ -47,8 +47,10 @@ log = logging.getLogger(__name__)
 
 AGENTS_CONFIG_MAP = "clustermesh-agents"
 
-# Seconds: between two status writes, two writes of the ConfigMap, and signs of life in it when nothing changes.
+# Seconds: between two status writes, two writes of a status in which only the age of the proof of life is new, two
+# writes of the ConfigMap, and signs of life in it when nothing changes.
 STATUS_EVERY = 1.0
+AGE_EVERY = 5.0
 AGENTS_EVERY = 2.0
 AGENTS_ALIVE = 15.0
 # Certificates are looked at again after this time even if no object changes.
@@ -110,6 +112,7 @@ class PeerManager:
         self._reports_known = False
         self._reports_moved = asyncio.Condition()
         self._written: dict[str, tuple[str, ClusterMeshPeerStatus]] = {}  # peer → uid, status
+        self._touched: set[str] = set()  # peers whose status may be out of date
         self._changed = asyncio.Event()
         lease.on_loss(self.users.suspect)
         health.set("peers", False, "the ClusterMeshPeer objects are not listed yet")
@@ -123,8 +126,13 @@ class PeerManager:
             group.create_task(self._write_statuses())
             group.create_task(self._write_agents())
 
-    def changed(self) -> None:
-        """Something that a status shows is different now."""
+    def changed(self, peer: str) -> None:
+        """Something that a peer's status shows is different now."""
+        self._touched.add(peer)
+        self._changed.set()
+
+    def _all_changed(self) -> None:
+        self._touched.update(self._peers)
         self._changed.set()
 
     async def allow_peers(self) -> None:
@@ -219,7 +227,7 @@ class PeerManager:
                 self._take_own_node(event.key.decode(errors="replace")[len(prefix) :], event.value)
             if batch.synced:
                 self.own_nodes_known.set()
-            self.changed()
+            self._all_changed()
 
     async def _own_nodes_exported(self) -> None:
         canary = keys.state_canary(Kind.NODES, self.cluster.name).encode()
@@ -253,33 +261,38 @@ class PeerManager:
                             log.error("report of node %s: %s", node, error)
                 self._reports_known |= batch.synced
                 self._reports_moved.notify_all()
-            self.changed()
+            self._all_changed()
 
     # What is reported
 
     async def _write_statuses(self) -> None:
-        failed = ""
+        clock = asyncio.get_running_loop().time
+        due, failed = clock() + AGE_EVERY, ""
         while True:
-            # Ages and silences grow without any event.
             with suppress(TimeoutError):
-                async with asyncio.timeout(5 * STATUS_EVERY):
+                async with asyncio.timeout_at(due):
                     await self._changed.wait()
             self._changed.clear()
+            # Ages and silences grow without any event.
+            if age_due := clock() >= due:
+                self._touched.update(self._peers)
+                due = clock() + AGE_EVERY
+            touched, self._touched = self._touched, set()
             problem = ""
-            for peer in list(self._peers.values()):
+            for peer in [self._peers[name] for name in touched if name in self._peers]:
                 try:
-                    await self._write_status(peer)
+                    await self._write_status(peer, age_due=age_due)
                 except (Conflict, NotFound):
-                    self.changed()  # the object moved on; its newer form is on the way
+                    self.changed(peer.name)  # the object moved on; its newer form is on the way
                 except (KubeError, CredentialError) as error:
                     problem = str(error)
-                    self.changed()
+                    self.changed(peer.name)
             if problem and problem != failed:
                 log.warning("status cannot be written: %s", problem)
             failed = problem
             await asyncio.sleep(STATUS_EVERY)
 
-    async def _write_status(self, peer: "_Peer") -> None:
+    async def _write_status(self, peer: "_Peer", *, age_due: bool) -> None:
         shown = self.objects.get(peer.name)
         if shown is None or peer.generation is None:
             return
@@ -296,7 +309,7 @@ class PeerManager:
             previous=previous,
             now=time.time(),
         )
-        if worth_writing(previous, status):
+        if worth_writing(previous, status, age_due=age_due):
             await self.client.replace_status(CLUSTER_MESH_PEERS, msgspec.structs.replace(shown, status=status))
             self._written[peer.name] = (shown.metadata.uid, status)
 
@@ -361,7 +374,7 @@ class _Peer:
                 except (KubeError, CredentialError, KvError) as error:
                     log.warning("peer %s: %s", self.name, error)
                     pause = backoff.pause()
-                self._manager.changed()
+                self._manager.changed(self.name)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self.wake.wait()
@@ -419,7 +432,7 @@ class _Peer:
                 lease=manager.lease,
                 claims=manager.claims,
                 owner_of_id=manager.owner_of_id,
-                changed=manager.changed,
+                changed=lambda: manager.changed(self.name),
             )
         except ValueError as error:  # an endpoint that is no URL
             self._problem = str(error)

@@ -28,8 +28,6 @@ from clustermesh.wire.records import ClusterConfig
 
 # How long agents may lag behind records that just changed before a ready peer counts as not applied, in seconds.
 SETTLE = 10.0
-# The age of the latest event is written when it moved by this much, in seconds.
-EVENT_STEP = 10.0
 WAITING_SHOWN = 20
 
 
@@ -44,7 +42,10 @@ class TrustView(msgspec.Struct, frozen=True):
 
 
 class MirrorView(msgspec.Struct, frozen=True):
-    """What a mirror knows of its peer. Times are Unix seconds, 0 for never."""
+    """What a mirror knows of its peer. Times are Unix seconds, 0 for never.
+
+    last_event: the last proof of life of the peer's etcd, which a quiet one gives as well.
+    """
 
     state: str = "pending"  # pending, connecting, connected or failed
     stage: str = ""
@@ -125,9 +126,9 @@ def why_waiting(
     return None
 
 
-def worth_writing(old: ClusterMeshPeerStatus, new: ClusterMeshPeerStatus) -> bool:
-    """Whether something changed that a reader would miss; events alone count every few seconds."""
-    if _parse(new.connection.last_event) - _parse(old.connection.last_event) >= EVENT_STEP:
+def worth_writing(old: ClusterMeshPeerStatus, new: ClusterMeshPeerStatus, *, age_due: bool) -> bool:
+    """Whether something changed that a reader would miss; a newer proof of life alone counts only when it is due."""
+    if age_due and _parse(new.connection.last_event) > _parse(old.connection.last_event):
         return True
     return msgspec.structs.replace(new, connection=_without_event(new)) != msgspec.structs.replace(
         old, connection=_without_event(old)

@@ -216,7 +216,7 @@ class PeerConnection(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_o
     stage: str = ""  # what failed: dns, tcp, tls, …
     message: str = ""
     since: str = ""  # RFC 3339
-    last_event: str = ""  # RFC 3339
+    last_event: str = ""  # RFC 3339: the last proof of life of the peer's etcd
 
 
 class PeerConfig(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):

@@ -1,6 +1,7 @@
 """A mirror copies what a peer exports, after checking it, and keeps it through whatever happens to the peer."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address, ip_network
@@ -180,6 +181,33 @@ async def test_a_peer_that_is_down_loses_nothing_and_catches_up(etcd: EtcdProces
         await kv.delete(keys.service("red", "default", "echo"))
         await until_cached(mine, "cilium/cache/services/v1/red/default/echo", None)
         await eventually(lambda: mirror.view().state == "connected")
+
+
+async def test_a_quiet_peer_proves_that_it_lives(etcd: EtcdProcess, own: EtcdProcess) -> None:
+    await export(await restricted(etcd))
+    async with mirroring(etcd, own.connection()) as mirror:
+        await until_synced(mirror)
+        changed, proved = mirror.view().changed, mirror.view().last_event
+        await eventually(lambda: mirror.view().last_event > proved + 1, within=5)
+        assert mirror.view().changed == changed
+
+
+async def test_a_frozen_peer_is_named_within_seconds_and_loses_nothing(etcd: EtcdProcess, own: EtcdProcess) -> None:
+    kv, mine = await restricted(etcd), own.connection()
+    await export(kv)
+    async with mirroring(etcd, mine) as mirror:
+        await until_synced(mirror)
+        before = await cache(mine)
+        etcd.freeze()
+        await eventually(lambda: mirror.view().state == "failed", within=10)
+        view = mirror.view()
+        assert view.stage == "timeout"
+        assert view.synced == frozenset(Kind)
+        assert 5 < time.time() - view.last_event < 15
+        assert await cache(mine) == before
+        etcd.thaw()
+        await eventually(lambda: mirror.view().state == "connected", within=15)
+        assert time.time() - mirror.view().last_event < 5
 
 
 async def test_an_etcd_that_comes_back_empty_is_believed_only_once_it_is_filled(

@@ -124,12 +124,15 @@ def test_times_of_transitions_stay_until_the_next_one() -> None:
     assert after.connection.since == timestamp(NOW)
 
 
-def test_events_alone_are_written_every_few_seconds() -> None:
+def test_a_new_proof_of_life_alone_is_written_only_when_its_age_is_due() -> None:
     before = status(report("n1"), report("n2"))
-    for seconds, worth in ((1, False), (9, False), (10, True)):
-        moved = msgspec.structs.replace(MIRROR, last_event=MIRROR.last_event + seconds)
-        assert worth_writing(before, status(report("n1"), report("n2"), mirror=moved, previous=before)) is worth
-    assert worth_writing(before, status(report("n1"), previous=before))
+    moved = msgspec.structs.replace(MIRROR, last_event=MIRROR.last_event + 2)
+    alive = status(report("n1"), report("n2"), mirror=moved, previous=before)
+    assert not worth_writing(before, alive, age_due=False)
+    assert worth_writing(before, alive, age_due=True)
+    silent = status(report("n1"), report("n2"), previous=before, now=NOW + 60)
+    assert not worth_writing(before, silent, age_due=True)
+    assert worth_writing(before, status(report("n1"), previous=before), age_due=False)
 
 
 def test_the_agents_document_is_what_the_command_reads() -> None:
