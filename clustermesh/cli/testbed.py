@@ -133,6 +133,11 @@ def demo_command(settings: Settings, name: str, clusters: str, keep: bool) -> No
     if len(names) != 2:
         raise click.UsageError(f"the demo shows two clusters; --clusters names {len(names)}")
     check_rights()
+    if StateDirectory(name).path.exists():
+        raise TestbedError(
+            f"there is a testbed {name!r} already, and the demo takes its own down at the end: "
+            f"give another name (--name), or end that one with 'clustermesh testbed down --name {name}'"
+        )
     show = Demo(name, names, heading=output.heading, say=output.line)
     try:
         show.run()

@@ -10,7 +10,7 @@ from pathlib import Path
 from clustermesh.testbed import namespaces, netns, processes
 from clustermesh.testbed.errors import TestbedError
 from clustermesh.testbed.state import StateDirectory, all_directories
-from clustermesh.testbed.topology import NAMESPACE_PREFIX, namespace_prefix
+from clustermesh.testbed.topology import NAMESPACE_PREFIX, is_testbed_name, namespace_prefix
 
 
 def destroy(name: str) -> bool:
@@ -35,7 +35,7 @@ def destroy(name: str) -> bool:
 def all_names() -> list[str]:
     """Every testbed of which something is left on this machine."""
     left_behind = {name.removeprefix(NAMESPACE_PREFIX).partition("-")[0] for name in namespaces.named(NAMESPACE_PREFIX)}
-    return sorted(left_behind | {directory.path.name for directory in all_directories()})
+    return sorted(set(filter(is_testbed_name, left_behind)) | {directory.path.name for directory in all_directories()})
 
 
 def _identities(testbed: str) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from clustermesh.testbed.errors import TestbedError
-from clustermesh.testbed.topology import STATE_ROOT, Topology, plan
+from clustermesh.testbed.topology import STATE_ROOT, Topology, check_testbed_name, is_testbed_name, plan
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -24,9 +24,10 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class StateDirectory:
-    """Paths under /run/clustermesh/testbed/<name>."""
+    """Paths under /run/clustermesh/testbed/<name>. TestbedError for a name that no testbed may bear."""
 
     def __init__(self, name: str, root: Path = STATE_ROOT) -> None:
+        check_testbed_name(name)
         self.path = root / name
 
     @property
@@ -79,7 +80,8 @@ class StateDirectory:
 
 
 def all_directories(root: Path = STATE_ROOT) -> Iterator[StateDirectory]:
+    """Of all testbeds; what else lies there is nobody's to touch."""
     if root.is_dir():
         for entry in sorted(root.iterdir()):
-            if entry.is_dir():
+            if entry.is_dir() and is_testbed_name(entry.name):
                 yield StateDirectory(entry.name, root)

@@ -122,12 +122,21 @@ def plan(name: str, slot: int, clusters: Sequence[str], nodes: int) -> Topology:
     return Topology(name, slot, tuple(_cluster(name, slot, number, c, nodes) for number, c in enumerate(clusters, 1)))
 
 
+def is_testbed_name(name: str) -> bool:
+    return _TESTBED_NAME.fullmatch(name) is not None
+
+
+def check_testbed_name(name: str) -> None:
+    """TestbedError unless a testbed may bear this name. It stands in paths: by no other may anything be removed."""
+    if not is_testbed_name(name):
+        raise TestbedError(
+            f"testbed name {name[:40]!r} is invalid: 1 to 12 lower-case letters and digits, a letter first (--name)"
+        )
+
+
 def check(name: str, clusters: Sequence[str], nodes: int) -> None:
     """TestbedError unless the names and counts make a testbed."""
-    if not _TESTBED_NAME.fullmatch(name):
-        raise TestbedError(
-            f"testbed name {name!r} is invalid: 1 to 12 lower-case letters and digits, a letter first (--name)"
-        )
+    check_testbed_name(name)
     if not 1 <= len(clusters) <= MAX_CLUSTERS:
         raise TestbedError(f"{len(clusters)} clusters asked for: a testbed has 1 to {MAX_CLUSTERS} (--clusters)")
     for cluster in clusters:
