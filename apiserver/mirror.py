@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 # cut off is known four of them later; between looks at its cluster-config; until one that writes a heartbeat a minute
 # counts as silent.
 GREETING = 4.0
-PULSE = 2.0
+PULSE = 1.5
 CONFIG_CHECK = 30.0
 HEARTBEAT_LIMIT = 150.0
 _RETRY_LIMIT = 15.0

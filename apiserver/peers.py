@@ -47,10 +47,10 @@ log = logging.getLogger(__name__)
 
 AGENTS_CONFIG_MAP = "clustermesh-agents"
 
-# Seconds: between two status writes, two writes of a status in which only the age of the proof of life is new, two
+# Seconds: between two status writes, two writes of a status in which only ages and round trips moved, two
 # writes of the ConfigMap, and signs of life in it when nothing changes.
 STATUS_EVERY = 1.0
-AGE_EVERY = 5.0
+FIGURES_EVERY = 5.0
 AGENTS_EVERY = 2.0
 AGENTS_ALIVE = 15.0
 # Certificates are looked at again after this time even if no object changes.
@@ -267,21 +267,21 @@ class PeerManager:
 
     async def _write_statuses(self) -> None:
         clock = asyncio.get_running_loop().time
-        due, failed = clock() + AGE_EVERY, ""
+        due, failed = clock() + FIGURES_EVERY, ""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
                     await self._changed.wait()
             self._changed.clear()
             # Ages and silences grow without any event.
-            if age_due := clock() >= due:
+            if figures_due := clock() >= due:
                 self._touched.update(self._peers)
-                due = clock() + AGE_EVERY
+                due = clock() + FIGURES_EVERY
             touched, self._touched = self._touched, set()
             problem = ""
             for peer in [self._peers[name] for name in touched if name in self._peers]:
                 try:
-                    await self._write_status(peer, age_due=age_due)
+                    await self._write_status(peer, figures_due=figures_due)
                 except (Conflict, NotFound):
                     self.changed(peer.name)  # the object moved on; its newer form is on the way
                 except (KubeError, CredentialError) as error:
@@ -292,7 +292,7 @@ class PeerManager:
             failed = problem
             await asyncio.sleep(STATUS_EVERY)
 
-    async def _write_status(self, peer: "_Peer", *, age_due: bool) -> None:
+    async def _write_status(self, peer: "_Peer", *, figures_due: bool) -> None:
         shown = self.objects.get(peer.name)
         if shown is None or peer.generation is None:
             return
@@ -309,7 +309,7 @@ class PeerManager:
             previous=previous,
             now=time.time(),
         )
-        if worth_writing(previous, status, age_due=age_due):
+        if worth_writing(previous, status, figures_due=figures_due):
             await self.client.replace_status(CLUSTER_MESH_PEERS, msgspec.structs.replace(shown, status=status))
             self._written[peer.name] = (shown.metadata.uid, status)
 

@@ -126,13 +126,9 @@ def why_waiting(
     return None
 
 
-def worth_writing(old: ClusterMeshPeerStatus, new: ClusterMeshPeerStatus, *, age_due: bool) -> bool:
-    """Whether something changed that a reader would miss; a newer proof of life alone counts only when it is due."""
-    if age_due and _parse(new.connection.last_event) > _parse(old.connection.last_event):
-        return True
-    return msgspec.structs.replace(new, connection=_without_event(new)) != msgspec.structs.replace(
-        old, connection=_without_event(old)
-    )
+def worth_writing(old: ClusterMeshPeerStatus, new: ClusterMeshPeerStatus, *, figures_due: bool) -> bool:
+    """Whether a reader would miss a change; figures that always move count only when they are due."""
+    return new != old if figures_due else _steady(new) != _steady(old)
 
 
 def agents_document(reports: Mapping[str, AgentReport]) -> str:
@@ -159,15 +155,13 @@ def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if seconds else ""
 
 
-def _parse(text: str) -> float:
-    try:
-        return datetime.fromisoformat(text).timestamp() if text else 0.0
-    except ValueError:
-        return 0.0  # somebody else wrote into the status
-
-
-def _without_event(status: ClusterMeshPeerStatus) -> PeerConnection:
-    return msgspec.structs.replace(status.connection, last_event="")
+def _steady(status: ClusterMeshPeerStatus) -> ClusterMeshPeerStatus:
+    """Without what moves though nothing has happened: the last proof of life and the probes' round trip."""
+    return msgspec.structs.replace(
+        status,
+        connection=msgspec.structs.replace(status.connection, last_event=""),
+        probe=msgspec.structs.replace(status.probe, rtt_micros=0),
+    )
 
 
 def _connection(mirror: MirrorView, previous: PeerConnection, now: float) -> PeerConnection:

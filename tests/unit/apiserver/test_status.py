@@ -124,15 +124,18 @@ def test_times_of_transitions_stay_until_the_next_one() -> None:
     assert after.connection.since == timestamp(NOW)
 
 
-def test_a_new_proof_of_life_alone_is_written_only_when_its_age_is_due() -> None:
+def test_figures_that_always_move_are_written_only_when_they_are_due() -> None:
     before = status(report("n1"), report("n2"))
     moved = msgspec.structs.replace(MIRROR, last_event=MIRROR.last_event + 2)
     alive = status(report("n1"), report("n2"), mirror=moved, previous=before)
-    assert not worth_writing(before, alive, age_due=False)
-    assert worth_writing(before, alive, age_due=True)
+    assert not worth_writing(before, alive, figures_due=False)
+    assert worth_writing(before, alive, figures_due=True)
+    slower = status(report("n1"), report("n2", msgspec.structs.replace(PART, probe=ProbeReport(2, 2, 800))))
+    assert not worth_writing(before, slower, figures_due=False)
+    assert worth_writing(before, slower, figures_due=True)
     silent = status(report("n1"), report("n2"), previous=before, now=NOW + 60)
-    assert not worth_writing(before, silent, age_due=True)
-    assert worth_writing(before, status(report("n1"), previous=before), age_due=False)
+    assert not worth_writing(before, silent, figures_due=True)
+    assert worth_writing(before, status(report("n1"), previous=before), figures_due=False)
 
 
 def test_the_agents_document_is_what_the_command_reads() -> None:
