@@ -16,6 +16,7 @@ from apiserver.health import Health
 from apiserver.metrics import Metrics
 from apiserver.peers import PeerManager
 from apiserver.server import ListenAddress, ListenError, Server
+from apiserver.users import EtcdUsers
 from clustermesh.kube import config
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.errors import ConfigError, CredentialError, KubeError
@@ -163,7 +164,9 @@ async def serve(options: Options) -> None:
         KubeClient(options.access) as client,
         Connection(options.etcd_endpoints, options.etcd_tls) as connection,
     ):
-        lease = Lease(connection, options.lease_ttl, _LEASE_ID_BASE + options.cluster.id)
+        users = EtcdUsers(connection, options.cluster.name, health)
+        # Without a lease nothing is written, so access control is in place before the first record is.
+        lease = Lease(connection, options.lease_ttl, _LEASE_ID_BASE + options.cluster.id, prepare=users.ensure)
         exporter = Exporter(
             cluster=options.cluster,
             client=client,
@@ -174,7 +177,9 @@ async def serve(options: Options) -> None:
             heartbeat=options.heartbeat,
             grace=options.identity_grace,
         )
-        peers = PeerManager(cluster=options.cluster, client=client, connection=connection, lease=lease, health=health)
+        peers = PeerManager(
+            cluster=options.cluster, client=client, connection=connection, lease=lease, users=users, health=health
+        )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(Server(options.listen, health, metrics.registry).run())
             tasks.create_task(lease.run())

@@ -91,6 +91,7 @@ class PeerManager:
         client: KubeClient,
         connection: Connection,
         lease: Lease,
+        users: EtcdUsers,
         health: Health,
         grace: float = 10.0,
     ) -> None:
@@ -101,7 +102,7 @@ class PeerManager:
         self.lease = lease
         self.grace = grace
         self.claims = Claims()
-        self.users = EtcdUsers(connection, cluster.name)
+        self.users = users
         self.objects: dict[str, ClusterMeshPeer] = {}
         self.own_nodes_known = asyncio.Event()
         self._health = health

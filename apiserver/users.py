@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 
+from apiserver.health import Health
 from clustermesh import pki
 from clustermesh.kvstore.auth import AuthAdmin, Permission
 from clustermesh.kvstore.connection import Connection
@@ -23,6 +24,7 @@ _REMOTE_PREFIX = pki.remote_user("")
 # Seconds between looks whether etcd still knows the users; an etcd that was rebuilt does not.
 CHECK_EVERY = 10.0
 _RETRY = 2.0
+_CLAIM = "etcd users"
 
 
 def roles(cluster: str) -> Mapping[str, tuple[Permission, ...]]:
@@ -60,7 +62,7 @@ def surplus(users: list[str], peers: frozenset[str]) -> list[str]:
 class EtcdUsers:
     """Keeps etcd's users equal to what is wanted, also after etcd was lost and rebuilt."""
 
-    def __init__(self, connection: Connection, cluster: str) -> None:
+    def __init__(self, connection: Connection, cluster: str, health: Health | None = None) -> None:
         self._connection = connection
         self._admin = AuthAdmin(connection)
         self._cluster = cluster
@@ -72,6 +74,8 @@ class EtcdUsers:
         self._ensured: set[str] = set()
         self._turn = asyncio.Lock()
         self._suspected = asyncio.Event()
+        self._health = health or Health()
+        self._health.set(_CLAIM, False, "not in place yet")
 
     async def prepare(self) -> None:
         """Roles, own users and access control are there. KvError names what etcd refused."""
@@ -85,7 +89,7 @@ class EtcdUsers:
         """Exactly these peers may read. They are remembered even if etcd cannot be reached now (KvError)."""
         self._peers = peers
         self._complete = True
-        await self._reconcile()
+        await self.ensure()
 
     def suspect(self) -> None:
         """The store may be another one: look now. Until its users are back, every client of our CA may do anything."""
@@ -96,7 +100,7 @@ class EtcdUsers:
         failed = ""
         while True:
             try:
-                await self._reconcile()
+                await self.ensure()
                 failed = ""
             except KvError as error:
                 if str(error) != failed:
@@ -107,20 +111,32 @@ class EtcdUsers:
                     await self._suspected.wait()
             self._suspected.clear()
 
-    async def _reconcile(self) -> None:
+    async def ensure(self) -> None:
+        """Look, and bring back what is missing. To be awaited before anything is written to an etcd. KvError."""
         async with self._turn:
-            present = await self._admin.users()
-            if not self._prepared or not own_users(self._cluster).keys() <= set(present):
-                self._ensured.clear()
-                await self.prepare()
-                self._prepared = True
-            if not self._complete:
-                return
-            self._ensured &= {peer for peer in self._peers if pki.remote_user(peer) in present}
-            for peer in sorted(self._peers - self._ensured):
-                await self._admin.ensure_user(pki.remote_user(peer), (REMOTE,))
-                self._ensured.add(peer)
-                log.info("etcd user %s may read what this cluster exports", pki.remote_user(peer))
-            for user in surplus(present, self._peers):
-                await self._admin.delete_user(user)
-                log.info("etcd user %s is gone", user)
+            try:
+                await self._reconcile()
+            except KvError as error:
+                if not self._prepared:
+                    self._health.set(_CLAIM, False, str(error))
+                raise
+
+    async def _reconcile(self) -> None:
+        present = await self._admin.users()
+        if not own_users(self._cluster).keys() <= set(present):
+            self._prepared = False
+            self._ensured.clear()
+        if not self._prepared:
+            await self.prepare()
+            self._prepared = True
+            self._health.set(_CLAIM, True)
+        if not self._complete:
+            return
+        self._ensured &= {peer for peer in self._peers if pki.remote_user(peer) in present}
+        for peer in sorted(self._peers - self._ensured):
+            await self._admin.ensure_user(pki.remote_user(peer), (REMOTE,))
+            self._ensured.add(peer)
+            log.info("etcd user %s may read what this cluster exports", pki.remote_user(peer))
+        for user in surplus(present, self._peers):
+            await self._admin.delete_user(user)
+            log.info("etcd user %s is gone", user)

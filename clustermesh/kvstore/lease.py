@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from clustermesh.kvstore.backoff import Backoff
@@ -21,11 +21,20 @@ class Lease:
 
     ttl: seconds that the keys outlive us. lease_id: a number of our own choice, under which a restarted process finds
     its keys again: the lease is adopted if it still lives (with the ttl it was granted) and granted under that number
-    otherwise. Keys without such a number belong to this process alone.
+    otherwise. Keys without such a number belong to this process alone. prepare: awaited before a lease is obtained, and
+    so before anything is written under it, at the start and in a store that was lost; its KvErrors are tried again.
     """
 
-    def __init__(self, connection: Connection, ttl: int, lease_id: int | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        ttl: int,
+        lease_id: int | None = None,
+        *,
+        prepare: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._connection = connection
+        self._prepare = prepare
         self._ttl = ttl
         self._wanted_id = lease_id or 0
         self._id = 0
@@ -105,6 +114,8 @@ class Lease:
 
     async def _obtain(self) -> None:
         """Adopt the lease that we asked for if it lives, or have it granted."""
+        if self._prepare is not None:
+            await self._prepare()
         ttl = await self._adopt() if self._wanted_id else 0
         if not ttl:
             ttl = await self._grant()

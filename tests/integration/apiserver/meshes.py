@@ -12,6 +12,7 @@ from pathlib import Path
 from apiserver.cluster import ClusterIdentity
 from apiserver.health import Health
 from apiserver.peers import PeerManager
+from apiserver.users import EtcdUsers
 from clustermesh.kube import config
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.objects import CONFIG_MAPS, SECRETS, SYSTEM_NAMESPACE, ConfigMap, ObjectMeta, Secret
@@ -78,10 +79,11 @@ class MeshCluster:
 
     async def run(self) -> None:
         own = self.etcd.connection(f"admin-{self.name}")
-        lease = Lease(own, 60, LEASE_ID)
+        users = EtcdUsers(own, self.name)
+        lease = Lease(own, 60, LEASE_ID, prepare=users.ensure)
         async with self.client() as client, asyncio.TaskGroup() as group:
             manager = PeerManager(
-                cluster=self.identity, client=client, connection=own, lease=lease, health=Health(), grace=5
+                cluster=self.identity, client=client, connection=own, lease=lease, users=users, health=Health(), grace=5
             )
             group.create_task(lease.run())
             group.create_task(manager.run())

@@ -4,9 +4,12 @@ import asyncio
 
 import pytest
 
+from apiserver.health import Health
 from apiserver.users import EtcdUsers
 from clustermesh.kvstore.connection import Connection
 from clustermesh.kvstore.errors import KvError, Stage
+from clustermesh.kvstore.lease import Lease
+from clustermesh.kvstore.writer import Writer
 from clustermesh.wire import keys
 from clustermesh.wire.keys import Kind
 from tests.integration.etcd_process import EtcdProcess
@@ -78,6 +81,44 @@ async def test_an_etcd_that_was_rebuilt_gets_its_users_back(etcd: EtcdProcess, m
         await eventually(lambda: restored(green))
     finally:
         running.cancel()
+
+
+async def test_users_come_before_any_record_also_in_an_etcd_that_was_rebuilt(etcd: EtcdProcess) -> None:
+    connection, health, found = etcd.connection("admin-red"), Health(), []
+    users = EtcdUsers(connection, "red", health)
+
+    async def prepare() -> None:
+        found.append([kv.key async for page in connection.list("c") for kv in page])
+        await users.ensure()
+
+    lease = Lease(connection, 30, 0x7EF, prepare=prepare)
+    writer = Writer(connection, lease)
+    writer.put(keys.HEARTBEAT, b"now")
+    await etcd.stop()
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(each) for each in (lease.run(), writer.run())]
+        try:
+            await eventually(lambda: lease.error is not None)
+            (missing,) = health.missing
+            assert missing.startswith("etcd users: tcp: ")
+            for _ in range(2):
+                etcd.wipe()
+                await etcd.start()
+                await eventually(lambda: exists(connection, keys.HEARTBEAT))
+                assert not await may(etcd.connection("remote-green"), keys.HEARTBEAT)
+                assert health.ready
+                await etcd.stop()
+        finally:
+            for task in running:
+                task.cancel()
+    assert found == [[], []]
+
+
+async def exists(connection: Connection, key: str) -> bool:
+    try:
+        return await connection.get(key) is not None
+    except KvError:
+        return False
 
 
 async def restored(green: Connection) -> bool:
