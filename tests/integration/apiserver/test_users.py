@@ -88,8 +88,8 @@ async def test_users_come_before_any_record_also_in_an_etcd_that_was_rebuilt(etc
     users = EtcdUsers(connection, "red", health)
 
     async def prepare() -> None:
-        found.append([kv.key async for page in connection.list("c") for kv in page])
         await users.ensure()
+        found.append([kv.key async for page in connection.list("c") for kv in page])
 
     lease = Lease(connection, 30, 0x7EF, prepare=prepare)
     writer = Writer(connection, lease)
