@@ -180,6 +180,7 @@ async def serve(options: Options) -> None:
         peers = PeerManager(
             cluster=options.cluster, client=client, connection=connection, lease=lease, users=users, health=health
         )
+        metrics.watch_peers(peers.figures)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(Server(options.listen, health, metrics.registry).run())
             tasks.create_task(lease.run())

@@ -18,6 +18,7 @@ import msgspec
 from apiserver.admission import OUTSIDE_POD_CIDRS, Admission, Quarantine
 from apiserver.claims import Claims
 from apiserver.cluster import ClusterIdentity
+from apiserver.metrics import PeerFigures
 from apiserver.status import MirrorView, timestamp
 from clustermesh import pki
 from clustermesh.kvstore.backoff import Backoff
@@ -137,6 +138,10 @@ class Mirror:
         self._proved = float("-inf")
         self._last_heartbeat = 0.0
         self._records_changed = 0.0
+        self._events: Counter[Kind] = Counter()
+        self._lists: Counter[Kind] = Counter()
+        self._watches = 0  # of sessions that have ended
+        self._heart: Feed | None = None
 
     async def update_tls(self, tls: TlsPem) -> None:
         """Use a renewed certificate or another CA from now on."""
@@ -165,6 +170,20 @@ class Mirror:
             synced=frozenset(self._synced),
             records={kind: len(tails) for kind, tails in self._accepted.items()},
             quarantined=self._quarantine.view(),
+        )
+
+    def figures(self) -> PeerFigures:
+        view, proof = self.view(), self._latest_proof()
+        return PeerFigures(
+            self._peer.name,
+            state=view.state,
+            records={kind.value: count for kind, count in view.records.items()},
+            quarantined=view.quarantined.by_reason,
+            silence=asyncio.get_running_loop().time() - proof if proof > 0 else None,
+            events={kind: self._events[kind] for kind in Kind},
+            relists={kind: max(0, self._lists[kind] - 1) for kind in Kind},
+            reconnects=max(0, self._watches + (self._heart.watches if self._heart is not None else 0) - 1),
+            queue=len(self._writer),
         )
 
     async def run(self) -> None:
@@ -251,6 +270,9 @@ class Mirror:
         finally:
             self._proved = self._latest_proof()
             self._feeds.clear()
+            if self._heart is not None:
+                self._watches += self._heart.watches
+                self._heart = None
 
     async def _greet(self) -> ClusterConfig:
         """Who answers there, if it is the peer and fits into the mesh."""
@@ -290,7 +312,8 @@ class Mirror:
                     raise PeerError("config", f"cluster-config of {self._peer.name} changed: reading it again")
 
     async def _follow_heartbeat(self) -> None:
-        async with aclosing(self._feed(keys.HEARTBEAT, progress=PULSE).batches()) as batches:
+        self._heart = self._feed(keys.HEARTBEAT, progress=PULSE)
+        async with aclosing(self._heart.batches()) as batches:
             async for batch in batches:
                 if any(event.value is not None for event in batch.events):
                     self._last_heartbeat = time.time()
@@ -314,6 +337,7 @@ class Mirror:
                 if listed is None and batch.synced and config.capabilities.synced_canaries:
                     await self._expect_canary(kind, paths.canaries[kind], batch.revision)
                 self._take(kind, paths.prefixes[kind], batch, listed)
+                self._lists[kind] += batch.synced
                 if listed is not None and batch.synced:
                     await self._complete(kind, listed)
                     listed = None
@@ -344,6 +368,7 @@ class Mirror:
         if node_accepted and self._outside:
             for tail, value in list(self._outside.items()):
                 self._admit(Kind.ADDRESSES, tail, value)
+        self._events[kind] += len(batch.events)
         if batch.events:
             self._records_changed = time.time()
             self._changed()

@@ -17,6 +17,7 @@ from apiserver.admission import node_addresses
 from apiserver.claims import Claims
 from apiserver.cluster import ClusterIdentity
 from apiserver.health import Health
+from apiserver.metrics import PeerFigures
 from apiserver.mirror import Mirror, PeerSpec, forget_peer
 from apiserver.status import MirrorView, TrustView, agents_document, summarise, timestamp, worth_writing
 from apiserver.users import EtcdUsers
@@ -135,6 +136,10 @@ class PeerManager:
     def _all_changed(self) -> None:
         self._touched.update(self._peers)
         self._changed.set()
+
+    def figures(self) -> list[PeerFigures]:
+        """All peers in numbers."""
+        return [peer.figures() for peer in self._peers.values()]
 
     async def allow_peers(self) -> None:
         """Peers whose request we shall sign have an etcd user, others have none. KvError."""
@@ -360,6 +365,10 @@ class _Peer:
         if self._problem:
             return msgspec.structs.replace(view, state="failed", stage="spec", message=self._problem)
         return view
+
+    def figures(self) -> PeerFigures:
+        figures = self._mirror.figures() if self._mirror is not None else PeerFigures(self.name)
+        return msgspec.structs.replace(figures, state="failed") if self._problem else figures
 
     async def run(self) -> None:
         """Until the object is gone and nothing of it is left."""

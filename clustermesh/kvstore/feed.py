@@ -65,7 +65,7 @@ class Feed:
 
     page: keys per page of a list; progress: seconds between two signs of life that are asked of a quiet server.
     state and error (while RETRYING) tell how it stands, last_event when (event loop clock) the server last showed
-    that this feed is up to date with it.
+    that this feed is up to date with it, watches how often it has begun to watch.
     """
 
     def __init__(self, connection: Connection, prefix: str, *, page: int = 5000, progress: float = 5.0) -> None:
@@ -73,6 +73,7 @@ class Feed:
         self.state = FeedState.LISTING
         self.error: KvError | None = None
         self.last_event = float("-inf")
+        self.watches = 0
         self._connection = connection
         self._start, self._end = prefix_range(prefix)
         self._page = page
@@ -198,6 +199,7 @@ class Feed:
         self._alive()
         if self.error is not None:
             log.info("feed %s: watching again from revision %d", self.prefix, self._next)
+        self.watches += 1
         self.state = FeedState.WATCHING
         self.error = None
 

@@ -207,6 +207,10 @@ async def test_a_frozen_peer_is_named_within_seconds_and_loses_nothing(etcd: Etc
         assert await cache(mine) == before
         etcd.thaw()
         await eventually(lambda: mirror.view().state == "connected", within=15)
+        figures = mirror.figures()
+        assert (figures.state, figures.reconnects, figures.queue) == ("connected", 1, 0)
+        assert dict(figures.events) == dict.fromkeys(Kind, 1)
+        assert figures.silence is not None and figures.silence < 5
         assert time.time() - mirror.view().last_event < 5
 
 
