@@ -38,6 +38,7 @@ from clustermesh.kvstore.errors import KvError
 from clustermesh.kvstore.feed import Feed
 from clustermesh.kvstore.lease import Lease
 from clustermesh.pki import PkiError, Request
+from clustermesh.tasks import end
 from clustermesh.wire import keys, records
 from clustermesh.wire.errors import RecordError
 from clustermesh.wire.keys import Kind
@@ -457,11 +458,10 @@ class _Peer:
         await mirror.run()
 
     async def _stop_mirror(self) -> None:
-        task, self._mirroring, self._mirror, self._mirrored = self._mirroring, None, None, None
-        if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        self._mirror = self._mirrored = None
+        if self._mirroring is not None:
+            await end(self._mirroring)
+            self._mirroring = None
 
     async def _clean_up(self) -> None:
         manager = self._manager

@@ -9,7 +9,7 @@ what was known, so the consumer sees changes and deletions alone, and the old st
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from enum import StrEnum
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from clustermesh.kvstore.errors import KvError, Stage
 from clustermesh.kvstore.keyspace import prefix_range, successor
 from clustermesh.kvstore.rpc import etcd_pb2 as pb
 from clustermesh.kvstore.session import Session
+from clustermesh.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -173,9 +174,7 @@ class Feed:
                 raise
             finally:
                 if pulse is not None:
-                    pulse.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await pulse
+                    await end(pulse)
                 call.cancel()
 
     async def _create(self, session: Session, call: Any) -> None:
