@@ -182,6 +182,7 @@ class IdentityAllocator:
             self._wake()
         else:
             self.table.remove(number)
+            self._unused_since.pop(number, None)
             self._writer.delete(keys.identity(number))
 
     def start_collecting(self) -> None:
