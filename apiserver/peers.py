@@ -19,7 +19,7 @@ from apiserver.cluster import ClusterIdentity
 from apiserver.health import Health
 from apiserver.metrics import PeerFigures
 from apiserver.mirror import Mirror, PeerSpec, forget_peer
-from apiserver.status import MirrorView, TrustView, agents_document, summarise, timestamp, worth_writing
+from apiserver.status import MirrorView, TrustView, agents_document, is_ready, summarise, timestamp, worth_writing
 from apiserver.users import EtcdUsers
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.errors import Conflict, CredentialError, KubeError, NotFound
@@ -55,8 +55,9 @@ STATUS_EVERY = 1.0
 FIGURES_EVERY = 5.0
 AGENTS_EVERY = 2.0
 AGENTS_ALIVE = 15.0
-# Certificates are looked at again after this time even if no object changes.
+# Certificates are looked at again after this time even if no object changes; sooner while something is wrong with them.
 _RECHECK = 3600.0
+_RECHECK_REFUSED = 15.0
 
 
 def spec_problem(peer: ClusterMeshPeer, others: Mapping[str, ClusterMeshPeer], own: ClusterIdentity) -> str | None:
@@ -77,6 +78,13 @@ def spec_problem(peer: ClusterMeshPeer, others: Mapping[str, ClusterMeshPeer], o
     if not peer.spec.endpoints:
         return "spec.endpoints is empty: name at least one https://host:port"
     return None
+
+
+def asks_anew(before: ClusterMeshPeer | None, now: ClusterMeshPeer) -> bool:
+    """Whether an object asks for something else than before; a new status does not."""
+    if before is None:
+        return True
+    return (before.metadata.uid, before.metadata.generation) != (now.metadata.uid, now.metadata.generation)
 
 
 def _age(peer: ClusterMeshPeer) -> tuple[str, str]:
@@ -113,6 +121,11 @@ class PeerManager:
         self._nodes: set[str] = set()
         self._reports: dict[str, AgentReport] = {}
         self._reports_known = False
+        self._reports_unwritten = True
+        self._agents = ""  # as agents_document has it
+        self._published: dict[str, str] = {}  # the ConfigMap's content, and when (monotonic clock) it was written
+        self._published_at = 0.0
+        self._publishing = asyncio.Lock()
         self._reports_moved = asyncio.Condition()
         self._written: dict[str, tuple[str, ClusterMeshPeerStatus]] = {}  # peer → uid, status
         self._touched: set[str] = set()  # peers whose status may be out of date
@@ -157,8 +170,8 @@ class PeerManager:
 
     def owner_of_id(self, cluster_id: int) -> str | None:
         """The peer that an id belongs to; the oldest of several."""
-        owners = sorted((p for p in self.objects.values() if p.spec.cluster_id == cluster_id), key=_age)
-        return owners[0].name if owners else None
+        owner = min((p for p in self.objects.values() if p.spec.cluster_id == cluster_id), key=_age, default=None)
+        return owner.name if owner is not None else None
 
     # What is observed
 
@@ -166,7 +179,8 @@ class PeerManager:
         synced = False
         async with aclosing(Reflector(self.client, CLUSTER_MESH_PEERS).batches()) as batches:
             async for batch in batches:
-                touched = [ref.name for ref in batch.deletes] + [peer.name for peer in batch.upserts]
+                touched = [ref.name for ref in batch.deletes]
+                touched += [peer.name for peer in batch.upserts if asks_anew(self.objects.get(peer.name), peer)]
                 for ref in batch.deletes:
                     self.objects.pop(ref.name, None)
                 for peer in batch.upserts:
@@ -267,6 +281,7 @@ class PeerManager:
                         except RecordError as error:
                             log.error("report of node %s: %s", node, error)
                 self._reports_known |= batch.synced
+                self._reports_unwritten = True
                 self._reports_moved.notify_all()
             self._all_changed()
 
@@ -317,33 +332,43 @@ class PeerManager:
             now=time.time(),
         )
         if worth_writing(previous, status, figures_due=figures_due):
+            if is_ready(status) and not is_ready(previous):
+                # Whoever reads "ready" shall find what the agents have applied in the ConfigMap.
+                with suppress(PkiError):
+                    await self._publish_agents()
             await self.client.replace_status(CLUSTER_MESH_PEERS, msgspec.structs.replace(shown, status=status))
             self._written[peer.name] = (shown.metadata.uid, status)
 
     async def _write_agents(self) -> None:
-        """The ConfigMap by which `connect` and `status` see the nodes, this cluster's CA and that we are alive."""
-        written: dict[str, str] = {}
-        when, failed = 0.0, ""
+        failed = ""
         while True:
             try:
-                authority = await trust.load_authority(self.client) if not written or failed else None
-                content = {
-                    "agents.json": agents_document(self._reports),
-                    # Those that something is left of, whether their object is still there or not.
-                    "peers": ",".join(sorted(self._peers)),
-                    "ca.crt": authority.cert.decode() if authority else written.get("ca.crt", ""),
-                }
-                if content != written or time.monotonic() - when > AGENTS_ALIVE:
-                    meta = ObjectMeta(name=AGENTS_CONFIG_MAP, namespace=SYSTEM_NAMESPACE)
-                    data = {**content, "updated": timestamp(time.time())}
-                    await self.client.apply(CONFIG_MAPS, ConfigMap(metadata=meta, data=data))
-                    written, when = content, time.monotonic()
+                await self._publish_agents(with_authority=bool(failed))
                 failed = ""
             except (KubeError, CredentialError, PkiError) as error:
                 if str(error) != failed:
                     log.warning("ConfigMap %s cannot be written: %s", AGENTS_CONFIG_MAP, error)
                 failed = str(error)
             await asyncio.sleep(AGENTS_EVERY)
+
+    async def _publish_agents(self, *, with_authority: bool = False) -> None:
+        """The ConfigMap by which `connect` and `status` see the nodes, this cluster's CA and that we are alive."""
+        async with self._publishing:
+            if self._reports_unwritten:
+                self._agents, self._reports_unwritten = agents_document(self._reports), False
+            published = self._published
+            authority = await trust.load_authority(self.client) if not published or with_authority else None
+            content = {
+                "agents.json": self._agents,
+                # Those that something is left of, whether their object is still there or not.
+                "peers": ",".join(sorted(self._peers)),
+                "ca.crt": authority.cert.decode() if authority else published["ca.crt"],
+            }
+            if content != published or time.monotonic() - self._published_at > AGENTS_ALIVE:
+                meta = ObjectMeta(name=AGENTS_CONFIG_MAP, namespace=SYSTEM_NAMESPACE)
+                data = {**content, "updated": timestamp(time.time())}
+                await self.client.apply(CONFIG_MAPS, ConfigMap(metadata=meta, data=data))
+                self._published, self._published_at = content, time.monotonic()
 
 
 class _Peer:
@@ -382,6 +407,8 @@ class _Peer:
                     if not await self._reconcile():
                         return
                     backoff.reset()
+                    if self.trust.reason == "Refused":
+                        pause = _RECHECK_REFUSED
                 except (KubeError, CredentialError, KvError) as error:
                     log.warning("peer %s: %s", self.name, error)
                     pause = backoff.pause()

@@ -131,6 +131,10 @@ def worth_writing(old: ClusterMeshPeerStatus, new: ClusterMeshPeerStatus, *, fig
     return new != old if figures_due else _steady(new) != _steady(old)
 
 
+def is_ready(status: ClusterMeshPeerStatus) -> bool:
+    return any(condition.type == "Ready" and condition.status == "True" for condition in status.conditions)
+
+
 def agents_document(reports: Mapping[str, AgentReport]) -> str:
     """`agents.json` of ConfigMap clustermesh-agents: what `connect` checks and `status` shows of each node."""
     return msgspec.json.encode(

@@ -7,7 +7,7 @@ import pytest
 from apiserver import trust
 from apiserver.cluster import ClusterIdentity
 from apiserver.mirror import PeerSpec, check_config
-from apiserver.peers import spec_problem
+from apiserver.peers import asks_anew, spec_problem
 from apiserver.users import own_users, roles, surplus
 from clustermesh import pki
 from clustermesh.kube.objects import ClusterMeshPeer, ClusterMeshPeerSpec, ClusterMeshPeerStatus, ObjectMeta
@@ -42,6 +42,17 @@ def test_objects_that_cannot_be_acted_on_are_named(object_: ClusterMeshPeer, sai
     others = {"blue": peer("blue", 9, "2025-01-01T00:00:00Z"), "grey": peer("grey", 5, "2026-06-01T00:00:00Z")}
     problem = spec_problem(object_, others, GREEN)
     assert problem is None if said is None else said in (problem or "")
+
+
+def test_what_we_write_ourselves_asks_for_nothing() -> None:
+    def written(generation: int, uid: str = "1", status: str = "") -> ClusterMeshPeer:
+        meta = ObjectMeta(name="red", uid=uid, generation=generation)
+        return ClusterMeshPeer(metadata=meta, status=ClusterMeshPeerStatus(certificate_request=status))
+
+    assert asks_anew(None, written(1))
+    assert not asks_anew(written(1), written(1, status="new"))
+    assert asks_anew(written(1), written(2))
+    assert asks_anew(written(1), written(1, uid="2"))
 
 
 def test_a_peer_must_be_who_its_object_says() -> None:
