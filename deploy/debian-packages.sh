@@ -18,7 +18,7 @@ need() { installed "$1" || missing="$missing $1"; }
 if ! command -v clang-19 >/dev/null && ! command -v clang >/dev/null; then
 	missing="$missing clang-19"
 fi
-for package in etcd-server etcd-client gcc iperf3 iproute2 iputils-ping libbpf-dev libbpf1 libc6-dev linux-libc-dev \
+for package in curl etcd-server etcd-client gcc iperf3 iproute2 iputils-ping libbpf-dev libbpf1 libc6-dev linux-libc-dev \
 	procps util-linux; do
 	need "$package"
 done
