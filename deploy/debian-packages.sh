@@ -18,8 +18,8 @@ need() { installed "$1" || missing="$missing $1"; }
 if ! command -v clang-19 >/dev/null && ! command -v clang >/dev/null; then
 	missing="$missing clang-19"
 fi
-for package in curl etcd-server etcd-client gcc iperf3 iproute2 iputils-ping libbpf-dev libbpf1 libc6-dev linux-libc-dev \
-	procps util-linux; do
+for package in curl etcd-server gcc iproute2 iputils-ping libbpf-dev libbpf1 libc6-dev linux-libc-dev make procps \
+	util-linux; do
 	need "$package"
 done
 if [ "$(command -v python3)" = /usr/bin/python3 ]; then
