@@ -152,7 +152,7 @@ class Mirror:
         error = self._error or next(failures, None)
         silent = time.time() - self._last_heartbeat
         if error is not None:
-            state, stage, message = "failed", str(error.stage), error.message
+            state, stage, message = "failed", str(error.stage), _told(error)
         elif not self._connected:
             state, stage, message = "connecting", "", f"connecting to {self._remote.endpoint}"
         elif self._last_heartbeat and silent > HEARTBEAT_LIMIT:
@@ -470,6 +470,12 @@ def _reraise(errors: BaseExceptionGroup[BaseException]) -> NoReturn:
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     raise first from None
+
+
+def _told(error: KvError | PeerError) -> str:
+    """With the address it was about, which the operator may have to correct."""
+    where = error.endpoint if isinstance(error, KvError) else ""
+    return f"{error.message} ({where})" if where else error.message
 
 
 def _tail(prefix: str, key: bytes) -> str:

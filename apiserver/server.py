@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ class Server:
                 await site.start()
             except OSError as error:
                 raise ListenError(
-                    f"cannot listen on {self._listen}: {error.strerror}: give another --listen HOST:PORT"
+                    f"cannot listen on {self._listen}: {_reason(error)}: give another --listen HOST:PORT"
                 ) from None
             self.port = runner.addresses[0][1]
             self.listening.set()
@@ -86,3 +87,8 @@ class Server:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _reason(error: OSError) -> str:
+    """Without asyncio's words around it."""
+    return os.strerror(error.errno) if error.errno else str(error)

@@ -117,7 +117,11 @@ def credentials(spec: ClusterMeshPeerSpec, request: Request, now: datetime) -> T
     if not spec.client_certificate or not spec.ca_bundle:
         return None
     certificate = spec.client_certificate.encode()
-    pki.describe(spec.ca_bundle.encode())
+    for field, pem in (("caBundle", spec.ca_bundle.encode()), ("clientCertificate", certificate)):
+        try:
+            pki.describe(pem)
+        except PkiError as error:
+            raise PkiError(f"spec.{field}: {error}: run `clustermesh connect` again to put it right") from None
     if not pki.belongs(certificate, request.key):
         raise PkiError("spec.clientCertificate was not made for our key: run `clustermesh connect` again")
     said = pki.describe(certificate)

@@ -1,6 +1,7 @@
 """Health, readiness and metrics over HTTP."""
 
 import asyncio
+import os
 import time
 from collections.abc import Iterable, Mapping
 from typing import Protocol
@@ -102,7 +103,10 @@ class Server:
             try:
                 await web.TCPSite(runner, self._host, self._port).start()
             except OSError as error:
-                raise OSError(f"cannot listen on {self._host}:{self._port}: {error.strerror}; see --listen") from error
+                reason = os.strerror(error.errno) if error.errno else str(error)
+                raise OSError(
+                    f"cannot listen on {self._host}:{self._port}: {reason}: give another --listen HOST:PORT"
+                ) from error
             await asyncio.Event().wait()
         finally:
             await runner.cleanup()

@@ -6,7 +6,7 @@ import sys
 import click
 
 from clustermesh.cli.options import Settings, global_options
-from clustermesh.cli.output import Format
+from clustermesh.cli.output import Failure, Format
 
 _AGENT = "nodeagent.main"  # run as a process: this command shares no code with the agent
 _KINDS = ("nodes", "identities", "ipcache", "services", "endpoints", "drops", "counters", "events")
@@ -28,4 +28,6 @@ def inspect(settings: Settings, kind: str, arguments: tuple[str, ...]) -> None:
         status = subprocess.run(command, check=False).returncode
     except KeyboardInterrupt:
         status = 0
+    except OSError as error:
+        raise Failure(f"{sys.executable} cannot be run: {error.strerror}: run it as root") from None
     click.get_current_context().exit(status)

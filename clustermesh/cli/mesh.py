@@ -45,6 +45,7 @@ class AgentView(msgspec.Struct, frozen=True):
     mtu: int = 0
     attach: str = ""
     peers: Mapping[str, AgentPeerView] = {}
+    undecodable: tuple[str, ...] = ()  # keys of the own etcd that it cannot read
 
 
 class AgentsView(msgspec.Struct, frozen=True):

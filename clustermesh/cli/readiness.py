@@ -20,6 +20,10 @@ def why_not_ready(peer: ClusterMeshPeer) -> str | None:
     status = peer.status
     if status.observed_generation < peer.metadata.generation or not status.conditions:
         return "the API server has not acted on it yet"
+    trusted = condition(peer, "Trusted")
+    if trusted is not None and trusted.reason == "Refused":
+        # The connection may go on, or fail, with what was there before.
+        return trusted.message
     if status.connection.state == "failed":
         return f"{status.connection.stage}: {status.connection.message}"
     for kind in _CONDITIONS:

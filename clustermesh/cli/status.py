@@ -48,6 +48,7 @@ class Report(msgspec.Struct, frozen=True, rename="camel"):
     agents_ready: int
     agents_total: int
     peers: list[PeerLine]
+    undecodable: Mapping[str, tuple[str, ...]] = {}  # node → keys of the own etcd that its agent cannot read
 
 
 def make_report(cluster: str, peers: Mapping[str, ClusterMeshPeer], agents: AgentsView, now: float) -> Report:
@@ -61,6 +62,7 @@ def make_report(cluster: str, peers: Mapping[str, ClusterMeshPeer], agents: Agen
         agents_ready=sum(agent.ready for agent in agents.agents.values()),
         agents_total=len(agents.agents),
         peers=lines,
+        undecodable={node: agent.undecodable for node, agent in agents.agents.items() if agent.undecodable},
     )
 
 
@@ -178,6 +180,12 @@ def _show(output: Output, report: Report) -> None:
     output.line(
         f"cluster {report.cluster}: API server {life}, {report.agents_ready} of {report.agents_total} agents ready"
     )
+    for node, keys in sorted(report.undecodable.items()):
+        for key in keys:
+            output.warn(
+                f"{node}: record {key} of the own etcd does not decode, what it said before stays in force: "
+                "restart clustermesh-apiserver, which writes it anew; the agent's log says what is wrong with it"
+            )
     if not report.peers:
         output.line("no peers: connect one with `clustermesh connect --destination-context NAME`")
         return

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self, TypeVar, cast
 import aiohttp
 import msgspec
 
-from clustermesh.kube import errors
+from clustermesh.kube import diagnosis, errors
 from clustermesh.kube.config import ClusterAccess
 from clustermesh.kube.credentials import ExecStatus, TokenFile, expired
 from clustermesh.kube.errors import AlreadyExists, Conflict, CredentialError, KubeError, NotFound, Unreachable
@@ -342,7 +342,7 @@ class KubeClient:
             raise KubeError(200, "Undecodable", f"{request} at {self.access.server}: {error}") from None
 
     def _unreachable(self, request: str, error: Exception) -> Unreachable:
-        reason = str(error) or type(error).__name__
+        reason = diagnosis.why(error, self.access.context)
         return Unreachable(f"{request}: the Kubernetes API at {self.access.server} does not answer: {reason}")
 
     async def _open(self) -> aiohttp.ClientSession:

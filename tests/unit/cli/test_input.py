@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 from pathlib import Path
 
 import msgspec
@@ -134,3 +135,40 @@ def test_progress_without_a_terminal_is_a_line_whenever_it_changes() -> None:
     for text in ("one", "one", "two"):
         output.progress(text)
     assert out.getvalue() == "… one\n… two\n"
+
+
+# What reads and never removes: strange values may be tried on it.
+READING = (
+    ("status", "--context"),
+    ("status", "--timeout"),
+    ("connect", "--destination-context"),
+    ("disconnect", "--peer"),
+    ("inspect",),
+    ("testbed", "up", "--clusters"),
+    ("testbed", "up", "--nodes"),
+    ("testbed", "up", "--name"),
+)
+
+
+@given(st.sampled_from(READING), st.text(max_size=40))
+def test_no_value_ends_a_command_with_a_traceback(command: tuple[str, ...], value: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 1000)  # nothing is started, however good the value
+        code, output = run(*command, value)
+    assert code in (0, 1, 2)
+    assert code == 0 or "rror: " in output or "Usage:" in output
+
+
+@pytest.mark.parametrize("verb", ["up", "down", "status", "kubeconfig", "demo"])
+def test_a_testbed_without_root_says_so_before_anything_else(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    code, output = run("testbed", verb, "--name", "nosuch")
+    assert code == 1
+    assert output == "error: a testbed makes network namespaces, which needs root: run it again with sudo\n"
+
+
+def test_an_agent_that_cannot_be_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", os.devnull)
+    code, output = run("inspect", "nodes")
+    assert code == 1
+    assert output == f"error: {os.devnull} cannot be run: Permission denied: run it as root\n"

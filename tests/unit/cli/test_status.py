@@ -3,10 +3,10 @@
 import msgspec
 import pytest
 
-from clustermesh.cli.mesh import ALIVE
+from clustermesh.cli.mesh import ALIVE, parse_agents
 from clustermesh.cli.readiness import why_not_ready
 from clustermesh.cli.status import make_report
-from clustermesh.kube.objects import PeerAgents, PeerRecords, WaitingAgent
+from clustermesh.kube.objects import Condition, ConfigMap, PeerAgents, PeerRecords, WaitingAgent
 from tests.unit.cli.views import NOW, cluster, peer
 
 RED = cluster("red", 1)
@@ -55,3 +55,21 @@ def test_a_silent_api_server_makes_nothing_ready() -> None:
 
 def test_a_cluster_without_peers_is_ready() -> None:
     assert make_report("red", {}, RED.agents, NOW).ready
+
+
+def test_refused_trust_is_the_reason_whatever_the_connection_does() -> None:
+    for failed in ("", "tls"):
+        of = peer(RED, failed=failed)
+        refused = Condition(type="Trusted", status="False", reason="Refused", message="spec.caBundle: no PEM")
+        conditions = (refused, *of.status.conditions[1:])
+        of = msgspec.structs.replace(of, status=msgspec.structs.replace(of.status, conditions=conditions))
+        assert why_not_ready(of) == "spec.caBundle: no PEM"
+
+
+def test_records_that_an_agent_cannot_read_are_named_with_their_node() -> None:
+    data = {
+        "agents.json": '{"red-1": {"ready": true, "undecodable": ["clustermesh/services/v1/a/b"]}, "red-2": {}}',
+        "updated": "2026-09-21T14:13:10Z",
+    }
+    report = make_report("red", {}, parse_agents(ConfigMap(data=data)), NOW)
+    assert report.undecodable == {"red-1": ("clustermesh/services/v1/a/b",)}
