@@ -20,14 +20,15 @@ KUBECTL = str(Path(sys.executable).with_name("kubectl"))
 
 
 class Mesh:
-    """Two clusters, red and green, of two nodes each; `echo` and `client` run in both."""
+    """Two clusters, red and green, of some nodes each; `echo` and `client` run in both."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, nodes: int = 2) -> None:
         self.name = name
+        self.nodes = nodes
         self.environment = os.environ | {"KUBECONFIG": f"/run/clustermesh/testbed/{name}/kubeconfig", "NO_COLOR": "1"}
 
     def up(self) -> None:
-        self.clustermesh("testbed", "up", "--name", self.name, "--clusters", "red,green", "--nodes", "2")
+        self.clustermesh("testbed", "up", "--name", self.name, "--clusters", "red,green", "--nodes", str(self.nodes))
         for cluster in ("red", "green"):
             self.kubectl(cluster, "apply", "-f", str(ROOT / "examples"))
         for cluster in ("red", "green"):
