@@ -12,8 +12,8 @@ import click
 import msgspec
 from pyroute2 import AsyncIPRoute
 
-from clustermesh.cli.output import Failure, Format, Output
 from clustermesh.kvstore.connection import Connection, TlsFiles
+from clustermesh.output import Failure, Format, Output
 from clustermesh.wire.identity import Numbering
 from clustermesh.wire.names import check_cluster_name
 from nodeagent import inspect as inspection

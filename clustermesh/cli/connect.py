@@ -16,11 +16,11 @@ import msgspec
 from clustermesh import pki
 from clustermesh.cli.checks import Check, Result, check_all, failed, may_be_starting
 from clustermesh.cli.mesh import Cluster, ClusterView, Watched, open_clusters, watching
-from clustermesh.cli.options import Settings, global_options
-from clustermesh.cli.output import Failure, Output
+from clustermesh.cli.options import Settings, global_options, timeout_option
 from clustermesh.cli.readiness import is_ready, why_not_ready
 from clustermesh.kube.errors import Conflict, CredentialError, KubeError
 from clustermesh.kube.objects import CLUSTER_MESH_PEERS, ClusterMeshPeer, ClusterMeshPeerSpec, ObjectMeta
+from clustermesh.output import Failure, Output
 from clustermesh.pki import PkiError
 
 # Seconds for which a cluster counts as starting, and between two looks at it.
@@ -220,14 +220,7 @@ class Connecting:
     help="Context of a cluster to connect with; may be given several times.",
 )
 @click.option("--dry-run", is_flag=True, help="Check, show the plan and stop.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=1, max=86400),
-    default=120,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to wait until every agent on all sides is ready.",
-)
+@timeout_option(120, "How long to wait until every agent on all sides is ready.")
 @global_options
 def connect(settings: Settings, destinations: tuple[str, ...], dry_run: bool, timeout: float) -> None:
     """Join clusters to this one and wait until they are one.

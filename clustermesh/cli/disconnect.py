@@ -8,10 +8,10 @@ import click
 import msgspec
 
 from clustermesh.cli.mesh import AgentsView, Cluster, Watched, open_clusters, watching
-from clustermesh.cli.options import Settings, global_options
-from clustermesh.cli.output import Failure, Output
+from clustermesh.cli.options import Settings, global_options, timeout_option
 from clustermesh.kube.errors import CredentialError, KubeError
 from clustermesh.kube.objects import CLUSTER_MESH_PEERS
+from clustermesh.output import Failure, Output
 
 
 class Removal(msgspec.Struct, frozen=True):
@@ -89,14 +89,7 @@ def remaining(removal: Removal, objects: Container[str], agents: AgentsView, bef
     is_flag=True,
     help="Go on with this side if a destination cannot be reached; its context must have the cluster's name.",
 )
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=1, max=86400),
-    default=60,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to wait until no agent holds the other side's data.",
-)
+@timeout_option(60, "How long to wait until no agent holds the other side's data.")
 @global_options
 def disconnect(
     settings: Settings, destinations: tuple[str, ...], peers: tuple[str, ...], one_sided: bool, timeout: float

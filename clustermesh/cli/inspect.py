@@ -6,7 +6,7 @@ import sys
 import click
 
 from clustermesh.cli.options import Settings, global_options
-from clustermesh.cli.output import Failure, Format
+from clustermesh.output import Failure, Format
 
 _AGENT = "nodeagent.main"  # run as a process: this command shares no code with the agent
 _KINDS = ("nodes", "identities", "ipcache", "services", "endpoints", "drops", "counters", "events")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 
-from clustermesh.cli.output import Failure
 from clustermesh.kube import config
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.errors import ConfigError, CredentialError, KubeError, NotFound
@@ -22,6 +21,7 @@ from clustermesh.kube.objects import (
     Node,
 )
 from clustermesh.kube.reflector import Reflector
+from clustermesh.output import Failure
 from clustermesh.wire.identity import Numbering
 from clustermesh.wire.names import check_cluster_name
 

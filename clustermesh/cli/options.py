@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
-from clustermesh.cli.output import Format, Output
+from clustermesh.output import Format, Output
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,6 +64,12 @@ def global_options(command: Callable[Concatenate[Settings, P], R]) -> Callable[P
         return command(settings, *args, **kwargs)
 
     return wrapped
+
+
+def timeout_option(default: float, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--timeout` in seconds, of commands that wait."""
+    seconds = click.FloatRange(min=1, max=86400)
+    return click.option("--timeout", type=seconds, default=default, show_default=True, metavar="SECONDS", help=text)
 
 
 def merge(outer: Settings, *, kubeconfig: Any, context: Any, output: Any, verbose: Any) -> Settings:

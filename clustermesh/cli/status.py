@@ -9,11 +9,11 @@ import click
 import msgspec
 
 from clustermesh.cli.mesh import AgentsView, Cluster, open_clusters, watching
-from clustermesh.cli.options import Settings, global_options
-from clustermesh.cli.output import Failure, Output
+from clustermesh.cli.options import Settings, global_options, timeout_option
 from clustermesh.cli.readiness import why_not_ready
 from clustermesh.kube.errors import CredentialError, KubeError, NotFound
 from clustermesh.kube.objects import ClusterMeshPeer, PeerAgents, PeerConnection, PeerProbe, PeerQuarantine
+from clustermesh.output import Failure, Output
 
 _AGAIN = 0.5  # seconds between two attempts at an API that does not answer
 
@@ -98,14 +98,7 @@ def _age(event: str, now: float) -> float | None:
 
 @click.command()
 @click.option("--wait", is_flag=True, help="Wait until every peer is ready.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=1, max=86400),
-    default=120,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to wait.",
-)
+@timeout_option(120, "How long to wait.")
 @global_options
 def status(settings: Settings, wait: bool, timeout: float) -> None:
     """Show what is applied of each peer.

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from clustermesh.cli.options import Settings, global_options
-from clustermesh.cli.output import Failure
+from clustermesh.output import Failure
 from clustermesh.testbed import namespaces, netns, supervisor
 from clustermesh.testbed.demo import Demo, DemoError
 from clustermesh.testbed.down import all_names, destroy

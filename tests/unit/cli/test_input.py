@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from clustermesh.cli.main import cli
 from clustermesh.cli.mesh import AgentsView, ClusterConfigError, parse_agents, parse_config
-from clustermesh.cli.output import Format, Output
 from clustermesh.kube.objects import ConfigMap
+from clustermesh.output import Format, Output
 
 GOOD = {
     "cluster-name": "red",
