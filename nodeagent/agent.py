@@ -9,6 +9,7 @@ when this agent ends, it leaves everything in place.
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -32,7 +33,7 @@ from nodeagent.place import Place
 from nodeagent.probes import Prober
 from nodeagent.reconciler import Reconciler
 from nodeagent.report import Identity, Reporter
-from nodeagent.server import AgentMetrics, Server
+from nodeagent.server import AgentMetrics, Server, listen
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +65,12 @@ class Agent:
         """Serve the node until cancelled."""
         settings = self._settings
         options = Options(attachment=settings.attachment, max_entries=settings.max_entries or {})
-        with Datapath(settings.pin_dir, options) as datapath:
+        # The port first: an agent that cannot have it leaves the kernel as it was.
+        with listen(*settings.listen) as listener, Datapath(settings.pin_dir, options) as datapath:
             async with AsyncIPRoute() as netlink:
                 tunnel = await ensure_tunnel(netlink, settings.tunnel_port)
                 async with Connection(settings.etcd_endpoints, settings.etcd_tls) as connection:
-                    await _Node(settings, datapath, tunnel, netlink, connection).run()
+                    await _Node(settings, datapath, tunnel, netlink, connection, listener).run()
 
 
 class _Node:
@@ -81,7 +83,9 @@ class _Node:
         tunnel: Tunnel,
         netlink: AsyncIPRoute,
         connection: Connection,
+        listener: socket.socket,
     ) -> None:
+        self._listener = listener
         self._settings = settings
         self._datapath = datapath
         self._tunnel = tunnel
@@ -121,7 +125,7 @@ class _Node:
             tasks.create_task(self._routes.run(self._tunnel), name="routes")
             tasks.create_task(self._prober.run(), name="probes")
             tasks.create_task(self._reporter.run(self._connection), name="report")
-            tasks.create_task(Server(*self._settings.listen, self._reporter, metrics).run(), name="server")
+            tasks.create_task(Server(self._listener, self._reporter, metrics).run(), name="server")
 
     async def _configure(self) -> None:
         """Tell programs, routes and probes about this node, whenever its record changes."""

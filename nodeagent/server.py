@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from typing import Protocol
@@ -76,18 +77,27 @@ class AgentMetrics:
         yield from (packets, octets)
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """The socket to serve from. OSError names the address and the remedy when it cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(f"cannot listen on {host}:{port}: {reason}: give another --listen HOST:PORT") from error
+
+
 class Server:
     """GET /healthz (the process works), /readyz (this node's pods are served), /metrics, /report (JSON)."""
 
-    def __init__(self, host: str, port: int, reporter: Reporter, metrics: AgentMetrics) -> None:
-        self._host = host
-        self._port = port
+    def __init__(self, listener: socket.socket, reporter: Reporter, metrics: AgentMetrics) -> None:
+        self._listener = listener
         self._reporter = reporter
         self._registry = CollectorRegistry()
         self._registry.register(metrics)
 
     async def run(self) -> None:
-        """Serve for ever. OSError when the port is taken."""
+        """Serve for ever."""
         app = web.Application()
         app.add_routes(
             [
@@ -100,13 +110,7 @@ class Server:
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:
-            try:
-                await web.TCPSite(runner, self._host, self._port).start()
-            except OSError as error:
-                reason = os.strerror(error.errno) if error.errno else str(error)
-                raise OSError(
-                    f"cannot listen on {self._host}:{self._port}: {reason}: give another --listen HOST:PORT"
-                ) from error
+            await web.SockSite(runner, self._listener).start()
             await asyncio.Event().wait()
         finally:
             await runner.cleanup()
