@@ -79,7 +79,8 @@ class Demo:
                 for process in ("etcd", "apiserver"):
                     self._clustermesh("testbed", "start", f"{green}/{process}")
             self._expect(load(), {green})
-            self._clustermesh("status", "--context", red, "--wait")
+            for cluster in (green, red):
+                self._clustermesh("status", "--context", cluster, "--wait")
         with self._step(f"{red}'s backends return, {red} and {green} part: {red} is alone again"):
             self._kubectl(red, "scale", f"deployment/{SERVICE}", "--replicas=2")
             self._kubectl(red, "rollout", "status", f"deployment/{SERVICE}", "--timeout=60s")
@@ -112,10 +113,14 @@ class Demo:
     def _expect(self, report: LoadReport, clusters: set[str]) -> None:
         answers = ", ".join(f"{count} from {cluster}" for cluster, count in sorted(report.by_cluster.items()))
         fact = f"{report.answered} of {report.sent} answered ({answers or 'none'}), p99 {report.p99_ms:.1f} ms"
+        if report.kept_connections:
+            fact += f", {report.broken_connections} of {report.kept_connections} open connections broke"
         self._say(f"  {fact}")
         self.steps[-1].facts.append(fact)
         if report.failed:
             raise DemoError(f"{report.failed} of {report.sent} requests failed: {dict(report.errors)}")
+        if report.broken_connections:
+            raise DemoError(f"{report.broken_connections} connections broke: {dict(report.errors)}")
         if set(report.by_cluster) != clusters:
             raise DemoError(f"answers should come from {sorted(clusters)}, but came from {sorted(report.by_cluster)}")
 

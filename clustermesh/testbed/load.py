@@ -33,7 +33,8 @@ class LoadReport(msgspec.Struct, frozen=True):
     p99_ms: float
     max_ms: float
     longest_gap_ms: float  # between two answers
-    broken_connections: int  # of the ones kept open
+    kept_connections: int  # open for the whole run
+    broken_connections: int
 
 
 class Echo(msgspec.Struct, frozen=True):
@@ -140,6 +141,7 @@ class Load:
             p99_ms=_quantile(taken, 0.99),
             max_ms=_quantile(taken, 1.0),
             longest_gap_ms=round(max(gaps, default=0.0) * 1000, 1),
+            kept_connections=self._keep_open,
             broken_connections=self._broken,
         )
 
