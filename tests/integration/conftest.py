@@ -5,17 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.etcd_process import EtcdProcess
+from tests.integration.etcd_process import EtcdProcess, running_etcd
 
 
 @pytest.fixture
 async def etcd(tmp_path: Path) -> AsyncIterator[EtcdProcess]:
     """A running etcd with TLS and client-certificate authentication; users and roles are off until enable_auth()."""
-    directory = tmp_path / "etcd"
-    directory.mkdir()
-    process = EtcdProcess(directory)
-    try:
-        await process.start()
+    async with running_etcd(tmp_path / "etcd") as process:
         yield process
-    finally:
-        await process.close()

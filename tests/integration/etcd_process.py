@@ -4,7 +4,8 @@ import asyncio
 import shutil
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from clustermesh.kvstore.auth import AuthAdmin
@@ -194,3 +195,15 @@ class EtcdProcess:
         for connection in self._connections:
             await connection.close()
         await self.kill()
+
+
+@asynccontextmanager
+async def running_etcd(directory: Path) -> AsyncIterator[EtcdProcess]:
+    """A running etcd whose files lie in `directory`, which is made; ended whatever happens."""
+    directory.mkdir()
+    process = EtcdProcess(directory)
+    try:
+        await process.start()
+        yield process
+    finally:
+        await process.close()

@@ -5,16 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.etcd_process import EtcdProcess
+from tests.integration.etcd_process import EtcdProcess, running_etcd
 
 
 @pytest.fixture
 async def own(tmp_path: Path) -> AsyncIterator[EtcdProcess]:
-    directory = tmp_path / "own"
-    directory.mkdir()
-    process = EtcdProcess(directory)
-    try:
-        await process.start()
+    async with running_etcd(tmp_path / "own") as process:
         yield process
-    finally:
-        await process.close()

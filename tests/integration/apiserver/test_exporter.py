@@ -33,7 +33,7 @@ from clustermesh.kube.objects import (
 from clustermesh.kvstore.connection import Connection
 from clustermesh.kvstore.lease import Lease
 from clustermesh.wire import keys, labels
-from tests.integration.etcd_process import EtcdProcess, free_ports
+from tests.integration.etcd_process import EtcdProcess, free_ports, running_etcd
 from tests.integration.kubernetes.cluster import Cluster
 from tests.integration.waiting import eventually
 
@@ -120,14 +120,8 @@ class Store:
 
 @pytest.fixture
 async def kubernetes_etcd(tmp_path: Path) -> AsyncIterator[EtcdProcess]:
-    directory = tmp_path / "kubernetes-etcd"
-    directory.mkdir()
-    process = EtcdProcess(directory)
-    try:
-        await process.start()
+    async with running_etcd(tmp_path / "kubernetes-etcd") as process:
         yield process
-    finally:
-        await process.close()
 
 
 @pytest.fixture
