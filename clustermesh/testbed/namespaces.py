@@ -9,7 +9,7 @@ import ctypes
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,11 +41,14 @@ def create(name: str, sysctls: Mapping[str, str] | None = None) -> None:
     """
     target = path(name)
     try:
+        _ensure_registry()
         target.touch(exist_ok=False)
     except FileExistsError:
         raise TestbedError(
             f"network namespace {name!r} exists already: remove it with 'ip netns delete {name}'"
         ) from None
+    except OSError as error:
+        raise _no_namespace(name, error) from error
 
     def unshare() -> None:
         _check(_LIBC.unshare(_CLONE_NEWNET), "unshare")
@@ -58,9 +61,11 @@ def create(name: str, sysctls: Mapping[str, str] | None = None) -> None:
         run(name, ["ip", "link", "set", "lo", "up"])
     except OSError as error:
         remove(name)
-        raise TestbedError(
-            f"cannot create network namespace {name!r}: {error}; root with CAP_SYS_ADMIN is needed"
-        ) from error
+        raise _no_namespace(name, error) from error
+
+
+def _no_namespace(name: str, error: OSError) -> TestbedError:
+    return TestbedError(f"cannot create network namespace {name!r}: {error}; root with CAP_SYS_ADMIN is needed")
 
 
 def remove(name: str) -> None:
@@ -71,8 +76,7 @@ def remove(name: str) -> None:
     target.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def registry() -> Iterator[None]:
+def _ensure_registry() -> None:
     """Have /run/netns as `ip netns` makes it: a mount of its own that other mount namespaces see."""
     RUN_NETNS.mkdir(parents=True, exist_ok=True)
     try:
@@ -80,7 +84,6 @@ def registry() -> Iterator[None]:
     except OSError:
         mount(str(RUN_NETNS), RUN_NETNS, _MS_BIND | _MS_REC)
         mount("", RUN_NETNS, _MS_SHARED | _MS_REC)
-    yield
 
 
 def release_registry() -> None:

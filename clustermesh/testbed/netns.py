@@ -28,10 +28,9 @@ class NetnsDriver:
 
     def create(self) -> None:
         topology = self._topology
-        with namespaces.registry():
-            namespaces.create(topology.router, _FORWARDING)
-            for node in topology.nodes:
-                namespaces.create(node.namespace, _FORWARDING)
+        namespaces.create(topology.router, _FORWARDING)
+        for node in topology.nodes:
+            namespaces.create(node.namespace, _FORWARDING)
         namespaces.configure(None, host_commands(topology))
         namespaces.configure(topology.router, router_commands(topology))
         for cluster in topology.clusters:
