@@ -43,6 +43,8 @@ class Admission:
                     return self._judge_address(key_tail, records.decode(AddressRecord, raw))
                 case Kind.SERVICES:
                     return validation.check_service(self._peer, key_tail, records.decode(ServiceRecord, raw))
+                case Kind.SERVICE_EXPORTS | Kind.ENDPOINT_SLICES:
+                    return "kind is not taken yet"
         except RecordError:
             return f"undecodable {kind.value} record"
 

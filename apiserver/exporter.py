@@ -66,11 +66,15 @@ _FOLLOWED: tuple[Resource[Any], ...] = (
 )
 _OWN_KINDS: tuple[Resource[Any], ...] = (CLUSTER_MESH_IDENTITIES, CLUSTER_MESH_PEERS)
 
-# Readers that know ServiceExports wait for this canary even when the cluster exports none.
-_SERVICE_EXPORTS_CANARY = "cilium/state/serviceexports/v1"
-
 # What is pruned, and in which order: nothing goes while something may still point to it.
-_PRUNED = (Kind.SERVICES, Kind.ADDRESSES, Kind.IDENTITIES, Kind.NODES)
+_PRUNED = (
+    Kind.SERVICE_EXPORTS,
+    Kind.ENDPOINT_SLICES,
+    Kind.SERVICES,
+    Kind.ADDRESSES,
+    Kind.IDENTITIES,
+    Kind.NODES,
+)
 
 
 class Exporter:
@@ -349,10 +353,9 @@ class Exporter:
 
     async def _put_canaries(self) -> bool:
         """False when etcd lost its content meanwhile. Not by a writer: that would repeat them before the records."""
-        prefix = keys.synced_prefix(self._cluster.name)
         canaries = [keys.state_canary(kind, self._cluster.name) for kind in Kind]
         backoff = Backoff(cap=5.0)
-        for key in (*canaries, prefix + _SERVICE_EXPORTS_CANARY):
+        for key in canaries:
             while not self._lost.is_set():
                 try:
                     await self._connection.put(key, _now(), await self._lease.granted())

@@ -29,7 +29,7 @@ from clustermesh.kvstore.lease import Lease
 from clustermesh.kvstore.writer import Writer
 from clustermesh.wire import keys, records
 from clustermesh.wire.errors import RecordError
-from clustermesh.wire.keys import Kind
+from clustermesh.wire.keys import DATAPATH_KINDS, Kind
 from clustermesh.wire.records import ClusterConfig
 from clustermesh.wire.validation import Claimant
 
@@ -167,6 +167,7 @@ class Mirror:
             last_event=self._proof_of_life(),
             changed=self._records_changed,
             config=self._config,
+            kinds=self._config.kinds() if self._config is not None else DATAPATH_KINDS,
             synced=frozenset(self._synced),
             records={kind: len(tails) for kind, tails in self._accepted.items()},
             quarantined=self._quarantine.view(),
@@ -250,7 +251,8 @@ class Mirror:
         self._changed()
         log.info("peer %s: connected, cluster id %d", self._peer.name, config.id)
         paths = _Paths(self._peer.name, cached=config.capabilities.cached)
-        canaries = {kind: asyncio.Event() for kind in Kind}
+        kinds = config.kinds()
+        canaries = {kind: asyncio.Event() for kind in kinds}
         listed_nodes = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as group:
@@ -261,7 +263,7 @@ class Mirror:
                 else:
                     for event in canaries.values():
                         event.set()
-                for kind in Kind:
+                for kind in kinds:
                     gates = [canaries[kind]] + ([listed_nodes] if kind is Kind.ADDRESSES else [])
                     done = listed_nodes if kind is Kind.NODES else asyncio.Event()
                     group.create_task(self._follow(kind, paths, gates, done, config))
@@ -290,6 +292,10 @@ class Mirror:
             raise PeerError("config", f"cluster-config of {self._peer.name} does not decode: {error}") from None
         if reason := check_config(config, self._peer, self._cluster, self._owner_of_id):
             raise PeerError("config", reason)
+        try:
+            config.kinds()
+        except RecordError as error:
+            raise PeerError("config", f"{self._peer.name}: {error}: update this cluster") from None
         return config
 
     async def _look(self, key: str) -> KeyValue | None:
@@ -323,8 +329,9 @@ class Mirror:
         async with aclosing(self._feed(keys.synced_prefix(self._peer.name)).batches()) as batches:
             async for batch in batches:
                 for event in batch.events:
-                    if event.value is not None and event.key in kinds:
-                        canaries[kinds[event.key]].set()
+                    kind = kinds.get(event.key)
+                    if event.value is not None and kind in canaries:
+                        canaries[kind].set()
 
     async def _follow(
         self, kind: Kind, paths: _Paths, gates: Sequence[asyncio.Event], done: asyncio.Event, config: ClusterConfig

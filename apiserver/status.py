@@ -22,7 +22,7 @@ from clustermesh.kube.objects import (
     PeerRecords,
     WaitingAgent,
 )
-from clustermesh.wire.keys import Kind
+from clustermesh.wire.keys import DATAPATH_KINDS, Kind
 from clustermesh.wire.private import AgentReport
 from clustermesh.wire.records import ClusterConfig
 
@@ -53,6 +53,7 @@ class MirrorView(msgspec.Struct, frozen=True):
     last_event: float = 0.0
     changed: float = 0.0  # when the records changed last
     config: ClusterConfig | None = None
+    kinds: tuple[Kind, ...] = DATAPATH_KINDS  # that the peer exports
     synced: frozenset[Kind] = frozenset()
     records: Mapping[Kind, int] = {}
     quarantined: QuarantineView = QuarantineView()
@@ -73,10 +74,11 @@ def summarise(
     was_applied = any(c.type == "Applied" and c.status == "True" for c in previous.conditions)
     settling = was_applied and now - mirror.changed < SETTLE
     expected = {kind.value: mirror.records.get(kind, 0) for kind in Kind}
+    applicable = {kind.value: mirror.records.get(kind, 0) for kind in DATAPATH_KINDS}
     waiting = {
         node: reason
         for node in sorted(nodes)
-        if (reason := why_waiting(reports.get(node), peer, expected, settling=settling)) is not None
+        if (reason := why_waiting(reports.get(node), peer, applicable, settling=settling)) is not None
     }
     probe = _sum_probes([report for node, report in reports.items() if node in nodes], peer)
     unprobed = [node for node in sorted(nodes) if node not in waiting and not _probed(reports[node], peer)]
@@ -214,7 +216,7 @@ def _conditions(
     previous: Collection[Condition],
     now: float,
 ) -> tuple[Condition, ...]:
-    missing = [kind.value for kind in Kind if kind not in mirror.synced]
+    missing = [kind.value for kind in mirror.kinds if kind not in mirror.synced]
     connected, synced = mirror.state == "connected", not missing
     applied = bool(nodes) and not waiting and synced
     if not nodes:

@@ -17,7 +17,7 @@ from clustermesh.kvstore.errors import KvError
 from clustermesh.kvstore.feed import Batch, Event, Feed
 from clustermesh.wire import keys, records
 from clustermesh.wire.errors import RecordError
-from clustermesh.wire.keys import Kind
+from clustermesh.wire.keys import DATAPATH_KINDS, Kind
 from nodeagent.gate import Gate
 from nodeagent.mesh import Cluster, Mesh
 
@@ -47,7 +47,7 @@ class Feeds:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            for kind in Kind:
+            for kind in DATAPATH_KINDS:
                 tasks.create_task(self._kind(self._mesh.own, kind, self._own(kind)))
             tasks.create_task(self._configs(tasks))
 
@@ -124,7 +124,7 @@ class Feeds:
 
     async def _peer(self, peer: Cluster) -> None:
         async with asyncio.TaskGroup() as tasks:
-            for kind in Kind:
+            for kind in DATAPATH_KINDS:
                 watched = Watched(keys.cache_prefix(kind, peer.name), keys.cache_canary(kind, peer.name))
                 tasks.create_task(self._kind(peer, kind, watched))
 

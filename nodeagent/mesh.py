@@ -13,7 +13,7 @@ from typing import Protocol
 from clustermesh.kvstore.feed import Event
 from clustermesh.wire import records
 from clustermesh.wire.errors import RecordError
-from clustermesh.wire.keys import Kind, cache_prefix
+from clustermesh.wire.keys import DATAPATH_KINDS, Kind, cache_prefix
 from clustermesh.wire.private import LocalService
 from clustermesh.wire.records import AddressRecord, Node, ServiceRecord
 from nodeagent.compile.ipcache import Addresses, address_key
@@ -225,7 +225,7 @@ class Mesh:
 
     def complete(self, cluster: Cluster) -> bool:
         """Everything of a cluster is in the kernel."""
-        return self.applied(cluster) >= set(Kind)
+        return self.applied(cluster) >= set(DATAPATH_KINDS)
 
     # Kinds
 
@@ -319,7 +319,7 @@ class Mesh:
         self._sink.prune(Map.NODES, cluster_id, self.outer.entries)
 
     def _prefixes(self, name: str) -> tuple[str, ...]:
-        return tuple(cache_prefix(kind, name) for kind in Kind)
+        return tuple(cache_prefix(kind, name) for kind in DATAPATH_KINDS)
 
     def _reject(self, cluster: Cluster, raw_key: bytes, error: Exception) -> None:
         self.reject(cluster.name, raw_key.decode(errors="backslashreplace"), str(error))

@@ -202,13 +202,31 @@ class ClusterMeshIdentity(KubeObject, frozen=True, gc=False, rename="camel", omi
     spec: ClusterMeshIdentitySpec = ClusterMeshIdentitySpec()
 
 
+CILIUM = "cilium"
+
+
+class PeerQuota(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):
+    """The most that is taken of a peer."""
+
+    records: int = 1_000_000
+    bytes: int = 1 << 30
+    changes_per_second: int = 20_000
+
+
 class ClusterMeshPeerSpec(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):
     cluster_id: int = msgspec.field(name="clusterID", default=0)
     endpoints: tuple[str, ...] = ()
     ca_bundle: str = ""  # PEM, trusted for this peer alone
     client_certificate: str = ""  # PEM, signed by the peer for us; "" until it is there
     certificate_request: str = ""  # PEM, the peer's request that we shall sign; "" until it is there
-    strict: bool = True
+    implementation: str = "clustermesh"  # or cilium: what runs there
+    policy: str = ""  # strict or lenient; "": strict, but lenient for cilium
+    quota: PeerQuota = PeerQuota()
+
+    @property
+    def strict(self) -> bool:
+        """Whether the peer is held to its own pod CIDRs and node addresses."""
+        return self.policy != "lenient" if self.policy else self.implementation != CILIUM
 
 
 class PeerConnection(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):
@@ -233,6 +251,8 @@ class PeerRecords(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only
     identities: int = 0
     addresses: int = 0
     services: int = 0
+    serviceexports: int = 0
+    endpointslices: int = 0
 
 
 class PeerQuarantine(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):

@@ -27,6 +27,12 @@ class Kind(StrEnum):
     IDENTITIES = "identities"
     ADDRESSES = "addresses"
     SERVICES = "services"
+    SERVICE_EXPORTS = "serviceexports"
+    ENDPOINT_SLICES = "endpointslices"
+
+
+# What a node needs of a cluster to reach its pods and services. The others are for controllers.
+DATAPATH_KINDS = (Kind.NODES, Kind.IDENTITIES, Kind.ADDRESSES, Kind.SERVICES)
 
 
 # Below `cilium/state/` or `cilium/cache/`: the kind's path, as it stands in the names of canaries.
@@ -35,6 +41,8 @@ _PATHS = {
     Kind.IDENTITIES: "identities/v1",
     Kind.ADDRESSES: "ip/v1",
     Kind.SERVICES: "services/v1",
+    Kind.SERVICE_EXPORTS: "serviceexports/v1",
+    Kind.ENDPOINT_SLICES: "endpointslices/v1",
 }
 
 # What follows the path in `cilium/state/`. Identities and addresses carry no cluster name there.
@@ -43,6 +51,8 @@ _STATE_SUBPATHS = {
     Kind.IDENTITIES: "id/",
     Kind.ADDRESSES: "default/",
     Kind.SERVICES: "{cluster}/",
+    Kind.SERVICE_EXPORTS: "{cluster}/",
+    Kind.ENDPOINT_SLICES: "{cluster}/",
 }
 
 # What follows the path in `cilium/cache/`: always the cluster; addresses lose "default".
@@ -51,6 +61,8 @@ _CACHE_SUBPATHS = {
     Kind.IDENTITIES: "{cluster}/id/",
     Kind.ADDRESSES: "{cluster}/",
     Kind.SERVICES: "{cluster}/",
+    Kind.SERVICE_EXPORTS: "{cluster}/",
+    Kind.ENDPOINT_SLICES: "{cluster}/",
 }
 
 
@@ -95,6 +107,15 @@ def address(ip: str) -> str:
 
 def service(cluster: str, namespace: str, name: str) -> str:
     return f"{state_prefix(Kind.SERVICES, cluster)}{namespace}/{name}"
+
+
+def service_export(cluster: str, namespace: str, name: str) -> str:
+    return f"{state_prefix(Kind.SERVICE_EXPORTS, cluster)}{namespace}/{name}"
+
+
+def endpoint_slice(cluster: str, namespace: str, name: str) -> str:
+    """`name` is the slice's own, not its Service's."""
+    return f"{state_prefix(Kind.ENDPOINT_SLICES, cluster)}{namespace}/{name}"
 
 
 def synced_prefix(cluster: str) -> str:

@@ -13,6 +13,10 @@ import msgspec
 
 from clustermesh.wire import labels as _labels
 from clustermesh.wire.errors import RecordError
+from clustermesh.wire.keys import Kind
+
+SERVICES_AND_SLICES = "services-and-endpointslices"
+SLICES_ONLY = "endpointslices-only"
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 T = TypeVar("T")
@@ -24,6 +28,8 @@ class Capabilities(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_d
     max_connected_clusters: int = 0
     # Absent: the writer does not know ServiceExports. False: it knows them, but they are switched off.
     service_exports_enabled: bool | msgspec.UnsetType = msgspec.UNSET
+    # From Cilium 1.20 on: "" (services alone), "services-and-endpointslices" or "endpointslices-only".
+    endpoint_slices_export_mode: str = ""
 
 
 class ClusterConfig(msgspec.Struct, frozen=True, gc=False):
@@ -31,6 +37,16 @@ class ClusterConfig(msgspec.Struct, frozen=True, gc=False):
 
     id: int
     capabilities: Capabilities = Capabilities()
+
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds that this cluster exports, each with a canary; RecordError for a mode that nobody knows."""
+        mode = self.capabilities.endpoint_slices_export_mode
+        if mode not in ("", SERVICES_AND_SLICES, SLICES_ONLY):
+            raise RecordError(f"endpointSlicesExportMode {mode!r} is unknown")
+        absent = {Kind.SERVICE_EXPORTS} if self.capabilities.service_exports_enabled is msgspec.UNSET else set()
+        if not mode:
+            absent.add(Kind.ENDPOINT_SLICES)
+        return tuple(kind for kind in Kind if kind not in absent)
 
 
 class Cidr(msgspec.Struct, frozen=True, gc=False, rename="pascal"):

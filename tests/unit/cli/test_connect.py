@@ -32,7 +32,7 @@ def test_what_is_there_is_kept_and_what_differs_is_named() -> None:
     first, second = make_plan(red, [msgspec.structs.replace(moved, peers=green.peers)])
     assert (first.action, first.changes) == (Action.UPDATE, ("endpoints",))
     assert (second.action, second.changes) == (Action.KEEP, ())
-    signed = msgspec.structs.replace(peer(GREEN).spec, client_certificate="signed", strict=False)
+    signed = msgspec.structs.replace(peer(GREEN).spec, client_certificate="signed", policy="lenient")
     kept = msgspec.structs.replace(peer(GREEN), spec=signed)
     (step, _) = make_plan(cluster("red", 1, peers=(kept,)), [green])
     assert step.spec == signed
