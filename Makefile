@@ -61,8 +61,9 @@ bpf: ## Compile the BPF programs
 	@$(MAKE) -C bpf
 
 .PHONY: proto
-proto: setup ## Regenerate the etcd client stubs
+proto: setup ## Regenerate the stubs of etcd's client and of endpoint slices
 	@$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. clustermesh/kvstore/rpc/*.proto
+	@$(BIN)/python -m grpc_tools.protoc -I . --python_out=. clustermesh/wire/protobuf/*.proto
 
 .PHONY: clean
 clean: ## Remove what make built (not a running testbed: clustermesh testbed down --all)

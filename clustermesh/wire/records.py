@@ -7,6 +7,7 @@ know, and encodes with `encode`. Field order is the order of the bytes on the wi
 import ipaddress
 from base64 import b64decode
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import msgspec
@@ -17,6 +18,10 @@ from clustermesh.wire.keys import Kind
 
 SERVICES_AND_SLICES = "services-and-endpointslices"
 SLICES_ONLY = "endpointslices-only"
+CLUSTER_SET_IP = "ClusterSetIP"
+HEADLESS = "Headless"
+
+_GO_ZERO_TIME = datetime(1, 1, 1, tzinfo=UTC)
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 T = TypeVar("T")
@@ -111,6 +116,12 @@ class Node(msgspec.Struct, frozen=True, gc=False, rename="pascal", kw_only=True)
         return min(candidates)[2] if candidates else None
 
 
+class NamedPort(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
+    name: str
+    port: int
+    protocol: str
+
+
 class AddressRecord(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
     """`cilium/state/ip/v1/default/<ip>`: who owns an address and behind which node it is."""
 
@@ -123,6 +134,8 @@ class AddressRecord(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
     namespace: str | msgspec.UnsetType = msgspec.field(name="K8sNamespace", default=msgspec.UNSET)
     pod_name: str | msgspec.UnsetType = msgspec.field(name="K8sPodName", default=msgspec.UNSET)
     service_account: str | msgspec.UnsetType = msgspec.field(name="K8sServiceAccount", default=msgspec.UNSET)
+    # Written by agents that share identities through etcd, never by an API server.
+    named_ports: tuple[NamedPort, ...] | msgspec.UnsetType = msgspec.field(name="NamedPorts", default=msgspec.UNSET)
 
 
 class Port(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
@@ -134,6 +147,17 @@ class Port(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
 PortMaps = Mapping[str, Mapping[str, Port]]
 
 
+class ForZone(msgspec.Struct, frozen=True, gc=False):
+    name: str
+
+
+class BackendZone(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """The zone a backend is in, and the zones whose clients shall use it."""
+
+    zone: str = ""
+    for_zones: tuple[ForZone, ...] | None = None
+
+
 class ServiceRecord(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):
     """`cilium/state/services/v1/<cluster>/<namespace>/<name>`: a global service and its ready backends."""
 
@@ -143,6 +167,7 @@ class ServiceRecord(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_on
     frontends: PortMaps = {}
     backends: PortMaps = {}
     hostnames: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    zones: Mapping[str, BackendZone] | msgspec.UnsetType = msgspec.UNSET  # by backend address; from Cilium 1.18 on
     labels: Mapping[str, str] = {}
     selector: Mapping[str, str] = {}
     include_external: bool = True
@@ -150,7 +175,69 @@ class ServiceRecord(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_on
     cluster_id: int = msgspec.field(name="clusterID")
 
 
-Record = ClusterConfig | Node | AddressRecord | ServiceRecord
+class ExportedPort(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True, omit_defaults=True):
+    name: str = ""
+    protocol: str = ""
+    app_protocol: str | msgspec.UnsetType = msgspec.UNSET
+    port: int
+
+
+class ClientIpConfig(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    timeout_seconds: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class SessionAffinityConfig(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    client_ip: ClientIpConfig | msgspec.UnsetType = msgspec.field(name="clientIP", default=msgspec.UNSET)
+
+
+class ServiceExport(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):
+    """`cilium/state/serviceexports/v1/<cluster>/<namespace>/<name>`: a Service exported through MCS-API.
+
+    Written as Cilium 1.20 does; without labels, annotations and what follows the affinity it is what 1.17 wrote.
+    Constructing and decoding refuse with ValueError and RecordError what Cilium's reader refuses, but for an empty or
+    absent `session_affinity`, which 1.20 writes for headless services.
+    """
+
+    cluster: str
+    name: str
+    namespace: str
+    annotations: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    labels: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    # 1.18 wrote these names, 1.19 both, 1.20 none of them. Read into the fields above, never written.
+    legacy_labels: Mapping[str, str] | msgspec.UnsetType = msgspec.field(name="Labels", default=msgspec.UNSET)
+    legacy_annotations: Mapping[str, str] | msgspec.UnsetType = msgspec.field(name="Annotations", default=msgspec.UNSET)
+    export_creation_timestamp: str  # RFC 3339; the oldest of several exports decides
+    ports: tuple[ExportedPort, ...] = ()
+    type: str  # ClusterSetIP or Headless
+    session_affinity: str = ""  # ClientIP, None or ""
+    session_affinity_config: SessionAffinityConfig | msgspec.UnsetType = msgspec.UNSET
+    ip_families: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    internal_traffic_policy: str | msgspec.UnsetType = msgspec.UNSET
+    traffic_distribution: str | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        for field, legacy in (("annotations", "legacy_annotations"), ("labels", "legacy_labels")):
+            value = getattr(self, field) or getattr(self, legacy) or msgspec.UNSET
+            msgspec.structs.force_setattr(self, field, value)
+            msgspec.structs.force_setattr(self, legacy, msgspec.UNSET)
+        msgspec.structs.force_setattr(self, "ip_families", self.ip_families or msgspec.UNSET)
+        for field in ("cluster", "name", "namespace"):
+            if not getattr(self, field):
+                raise ValueError(f"a service export without {field}")
+        _check_choice("type", self.type, CLUSTER_SET_IP, HEADLESS)
+        _check_choice("sessionAffinity", self.session_affinity, "ClientIP", "None", "")
+        _check_choice("internalTrafficPolicy", self.internal_traffic_policy, "Cluster", "Local", msgspec.UNSET)
+        self.created()
+
+    def created(self) -> datetime:
+        """When the export was made; ValueError when that is no time."""
+        created = datetime.fromisoformat(self.export_creation_timestamp)
+        if created.tzinfo is None or created <= _GO_ZERO_TIME:
+            raise ValueError(f"exportCreationTimestamp {self.export_creation_timestamp!r} is no time with a zone")
+        return created
+
+
+Record = ClusterConfig | Node | AddressRecord | ServiceRecord | ServiceExport
 
 _encoder = msgspec.json.Encoder(order="deterministic")
 
@@ -191,6 +278,11 @@ def decode_identity(raw: bytes) -> dict[str, str]:
 
 def encode_identity(labels: Mapping[str, str]) -> bytes:
     return _labels.encode(labels).encode()
+
+
+def _check_choice(field: str, value: object, *allowed: object) -> None:
+    if value not in allowed:
+        raise ValueError(f"{field} {value!r} is unknown")
 
 
 def _is_ip(text: str) -> bool:
