@@ -18,6 +18,7 @@ CLUSTER_CONFIGS = "cilium/cluster-config/"
 PRIVATE = "clustermesh/"
 LOCAL_SERVICES = "clustermesh/services/v1/"
 AGENTS = "clustermesh/agents/v1/"
+PEERS = "clustermesh/peers/v1/"
 
 
 class Kind(StrEnum):
@@ -139,3 +140,7 @@ def local_service(namespace: str, name: str) -> str:
 
 def agent(node_name: str) -> str:
     return AGENTS + node_name
+
+
+def peer_settings(peer: str) -> str:
+    return PEERS + peer

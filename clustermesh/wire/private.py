@@ -58,7 +58,21 @@ class AgentReport(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only
     undecodable: tuple[str, ...] = ()  # keys that were kept out, at most 20
 
 
-PrivateRecord = LocalService | AgentReport
+class PeerSettings(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):
+    """`clustermesh/peers/v1/<peer>`: what this cluster's ClusterMeshPeer says and the peer's cluster-config does not.
+
+    Written before the peer's cluster-config. A peer that runs Cilium answers no path probes.
+    """
+
+    implementation: str = "clustermesh"  # or cilium
+    strict: bool = True
+
+    @property
+    def answers_probes(self) -> bool:
+        return self.implementation == "clustermesh"
+
+
+PrivateRecord = LocalService | AgentReport | PeerSettings
 
 _encoder = msgspec.json.Encoder(order="deterministic")
 
