@@ -14,6 +14,7 @@ class Health:
 
     def __init__(self) -> None:
         self._claims: dict[str, Claim] = {}
+        self.note = ""  # what else there is to say of a process that is ready
 
     def set(self, name: str, ready: bool, detail: str = "") -> None:
         self._claims[name] = Claim(ready, detail)

@@ -83,7 +83,8 @@ class Server:
         missing = self._health.missing
         if missing:
             return web.Response(status=503, text="".join(f"{line}\n" for line in missing))
-        return web.Response(text="ready\n")
+        note = self._health.note
+        return web.Response(text=f"ready\n{note}\n" if note else "ready\n")
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

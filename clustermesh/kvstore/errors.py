@@ -23,6 +23,7 @@ class Stage(StrEnum):
     MISSING = "missing"  # the user, role or grant is not there
     INVALID = "invalid"  # etcd says the request makes no sense
     REPLACED = "replaced"  # another store answers than the one we knew
+    FENCED = "fenced"  # another replica leads and may write, we may not
 
 
 # Trying the same request again can never help with these; all others pass by themselves or by an operator's hand.

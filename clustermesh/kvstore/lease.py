@@ -83,6 +83,14 @@ class Lease:
                 wait = backoff.next()
             await self._rest(wait)
 
+    async def sustain(self) -> bool:
+        """Renew the lease for whoever writes under it, and never grant it: its keys would be gone unnoticed.
+
+        Instead of run(), for one who waits to take over. False if it does not live. KvError.
+        """
+        self._id = self._wanted_id
+        return await self._renew()
+
     async def revoke(self) -> None:
         """End the lease and delete all its keys now; only after run() has ended."""
         if self._id:
