@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 
+from apiserver import revocation
 from apiserver.health import Health
 from clustermesh import pki
 from clustermesh.kvstore.auth import AuthAdmin, Permission
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 LOCAL = "local"
 REMOTE = "remote"
 _REMOTE_PREFIX = pki.remote_user("")
+_SHARED = "remote"  # a store that Cilium filled before may have it; every peer has a user of its own here
 
 # Seconds between looks whether etcd still knows the users; an etcd that was rebuilt does not.
 CHECK_EVERY = 10.0
@@ -54,9 +56,9 @@ def own_users(cluster: str) -> Mapping[str, tuple[str, ...]]:
 
 
 def surplus(users: list[str], peers: frozenset[str]) -> list[str]:
-    """Users of peers that there are no more. The user `remote` of older Cilium is not one of a peer."""
+    """Users of peers that there are no more, and the one that all peers of older Cilium share."""
     wanted = {pki.remote_user(peer) for peer in peers}
-    return sorted(user for user in users if user.startswith(_REMOTE_PREFIX) and user not in wanted)
+    return sorted(user for user in users if user == _SHARED or (user.startswith(_REMOTE_PREFIX) and user not in wanted))
 
 
 class EtcdUsers:
@@ -72,6 +74,9 @@ class EtcdUsers:
         # What this etcd was brought up to since we started, or since it was rebuilt.
         self._prepared = False
         self._ensured: set[str] = set()
+        # Whether roles and access control are to be compared as well, and interrupted revocations to be finished.
+        self._thorough = True
+        self._resumed = False
         self._turn = asyncio.Lock()
         self._suspected = asyncio.Event()
         self._health = health or Health()
@@ -100,6 +105,7 @@ class EtcdUsers:
         failed = ""
         while True:
             try:
+                self._thorough = True
                 await self.ensure()
                 failed = ""
             except KvError as error:
@@ -126,17 +132,28 @@ class EtcdUsers:
         if not own_users(self._cluster).keys() <= set(present):
             self._prepared = False
             self._ensured.clear()
-        if not self._prepared:
+        if self._thorough or not self._prepared:
             await self.prepare()
-            self._prepared = True
+            self._thorough, self._prepared = False, True
             self._health.set(_CLAIM, True)
         if not self._complete:
             return
         self._ensured &= {peer for peer in self._peers if pki.remote_user(peer) in present}
         for peer in sorted(self._peers - self._ensured):
-            await self._admin.ensure_user(pki.remote_user(peer), (REMOTE,))
+            user = pki.remote_user(peer)
+            if user not in present:
+                await revocation.reinstate(self._connection, user)
+            await self._admin.ensure_user(user, (REMOTE,))
             self._ensured.add(peer)
-            log.info("etcd user %s may read what this cluster exports", pki.remote_user(peer))
-        for user in surplus(present, self._peers):
-            await self._admin.delete_user(user)
+            log.info("etcd user %s may read what this cluster exports", user)
+        for user in surplus([*present, *await self._interrupted()], self._peers):
+            await revocation.revoke(self._connection, user)
             log.info("etcd user %s is gone", user)
+
+    async def _interrupted(self) -> set[str]:
+        """What an earlier process began to revoke; once."""
+        if self._resumed:
+            return set()
+        found = await revocation.unfinished(self._connection)
+        self._resumed = True
+        return found

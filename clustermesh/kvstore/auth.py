@@ -58,13 +58,13 @@ class AuthAdmin:
     async def ensure_user(self, name: str, roles: Iterable[str]) -> None:
         """The user exists and has exactly these roles; the role root is made if it is missing."""
         wanted = set(roles)
-        if "root" in wanted:
-            await self._call("RoleAdd", pb.AuthRoleAddRequest(name="root"), tolerate=Stage.EXISTS)
         user = await self._call("UserGet", pb.AuthUserGetRequest(name=name), tolerate=Stage.MISSING)
         if user is None:
             request = pb.AuthUserAddRequest(name=name, options=pb.UserAddOptions(no_password=True))
             await self._call("UserAdd", request, tolerate=Stage.EXISTS)
         present = set() if user is None else set(user.roles)
+        if "root" in wanted - present:
+            await self._call("RoleAdd", pb.AuthRoleAddRequest(name="root"), tolerate=Stage.EXISTS)
         for role in sorted(wanted - present):
             await self._call("UserGrantRole", pb.AuthUserGrantRoleRequest(user=name, role=role))
         for role in sorted(present - wanted):

@@ -110,9 +110,13 @@ def test_only_a_certificate_for_our_own_key_is_used() -> None:
 
 
 def test_only_users_of_peers_are_ever_deleted() -> None:
-    users = ["root", "admin-red", "local-red", "remote", "remote-green", "remote-blue"]
+    users = ["root", "admin-red", "local-red", "remote-green", "remote-blue"]
     assert surplus(users, frozenset({"green"})) == ["remote-blue"]
     assert not own_users("red").keys() & set(surplus(list(own_users("red")), frozenset()))
+
+
+def test_a_user_that_all_peers_share_is_not_left_in_a_store_that_cilium_filled() -> None:
+    assert surplus(["root", "remote", "remote-green"], frozenset({"green"})) == ["remote"]
 
 
 def test_peers_read_exports_alone() -> None:
