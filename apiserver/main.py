@@ -5,46 +5,23 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from apiserver.cluster import ClusterIdentity
-from apiserver.exporter import Exporter
-from apiserver.health import Health
-from apiserver.metrics import Metrics
-from apiserver.peers import PeerManager
-from apiserver.server import ListenAddress, ListenError, Server
-from apiserver.users import EtcdUsers
+from apiserver.leadership import LeadershipLost, Timing
+from apiserver.replica import Options, Replica, default_identity
+from apiserver.server import ListenAddress, ListenError
 from clustermesh.kube import config
-from clustermesh.kube.client import KubeClient
 from clustermesh.kube.errors import ConfigError, CredentialError, KubeError
 from clustermesh.kvstore.connection import Connection, TlsFiles
 from clustermesh.kvstore.errors import KvError
-from clustermesh.kvstore.lease import Lease
 from clustermesh.wire.names import check_cluster_name
 
 log = logging.getLogger(__name__)
 
-# The lease has a number of its own, so that a restarted process finds its keys instead of writing them again.
-_LEASE_ID_BASE = 0x636D_0000_0000
-
-_EXPECTED = (ConfigError, CredentialError, KubeError, KvError, ListenError)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The checked command line."""
-
-    cluster: ClusterIdentity
-    access: config.ClusterAccess
-    etcd_endpoints: tuple[str, ...]
-    etcd_tls: TlsFiles | None
-    listen: ListenAddress
-    lease_ttl: int  # seconds
-    heartbeat: float  # seconds
-    identity_grace: float  # seconds
+_EXPECTED = (ConfigError, CredentialError, KubeError, KvError, ListenError, LeadershipLost)
 
 
 def _cluster_name(_: click.Context, __: click.Parameter, value: str) -> str:
@@ -106,6 +83,30 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--identity-grace", type=click.FloatRange(1), default=900.0, help="Seconds that an unused identity is kept."
 )
+@click.option(
+    "--identity",
+    help="This replica's name among several, the same after a restart. Default: POD_NAME, or host name and --listen.",
+)
+@click.option(
+    "--leader-elect/--no-leader-elect",
+    default=True,
+    help="Lead only while holding a Lease in Kubernetes. Without it this must be the only replica.",
+)
+@click.option(
+    "--leader-elect-lease-duration",
+    type=click.IntRange(1, 3600),
+    default=15,
+    help="Seconds that a leader is not heard of until another replica leads.",
+)
+@click.option(
+    "--leader-elect-renew-deadline",
+    type=click.FloatRange(0.1),
+    default=10.0,
+    help="Seconds a renewal may take.",
+)
+@click.option(
+    "--leader-elect-retry-period", type=click.FloatRange(0.1), default=2.0, help="Seconds between two renewals."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def cli(
     cluster_name: str,
@@ -121,6 +122,11 @@ def cli(
     lease_ttl: int,
     heartbeat: float,
     identity_grace: float,
+    identity: str | None,
+    leader_elect: bool,
+    leader_elect_lease_duration: int,
+    leader_elect_renew_deadline: float,
+    leader_elect_retry_period: float,
     verbose: bool,
 ) -> None:
     """Export this cluster to its etcd, and mirror its peers there."""
@@ -135,6 +141,10 @@ def cli(
         access = config.load(kubeconfig, context)
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
+    try:
+        timing = Timing(leader_elect_lease_duration, leader_elect_renew_deadline, leader_elect_retry_period)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--leader-elect-lease-duration") from None
     options = Options(
         cluster=cluster,
         access=access,
@@ -144,6 +154,8 @@ def cli(
         lease_ttl=lease_ttl,
         heartbeat=heartbeat,
         identity_grace=identity_grace,
+        identity=identity or default_identity(listen),
+        election=timing if leader_elect else None,
     )
     sys.exit(asyncio.run(_main(options)))
 
@@ -156,41 +168,9 @@ def _tls(endpoints: tuple[str, ...], ca: Path | None, cert: Path | None, key: Pa
     return None
 
 
-async def serve(options: Options) -> None:
-    """Run everything until cancelled."""
-    health = Health()
-    metrics = Metrics()
-    async with (
-        KubeClient(options.access) as client,
-        Connection(options.etcd_endpoints, options.etcd_tls) as connection,
-    ):
-        users = EtcdUsers(connection, options.cluster.name, health)
-        # Without a lease nothing is written, so access control is in place before the first record is.
-        lease = Lease(connection, options.lease_ttl, _LEASE_ID_BASE + options.cluster.id, prepare=users.ensure)
-        exporter = Exporter(
-            cluster=options.cluster,
-            client=client,
-            connection=connection,
-            lease=lease,
-            health=health,
-            metrics=metrics,
-            heartbeat=options.heartbeat,
-            grace=options.identity_grace,
-        )
-        peers = PeerManager(
-            cluster=options.cluster, client=client, connection=connection, lease=lease, users=users, health=health
-        )
-        metrics.watch_peers(peers.figures)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(Server(options.listen, health, metrics.registry).run())
-            tasks.create_task(lease.run())
-            tasks.create_task(exporter.run())
-            tasks.create_task(peers.run())
-
-
 async def _main(options: Options) -> int:
     """Exit status: 0 after SIGTERM or SIGINT, 1 after a failure, which is named once."""
-    running = asyncio.create_task(serve(options))
+    running = asyncio.create_task(Replica(options).run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stopper(running, number))
