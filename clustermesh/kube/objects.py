@@ -220,13 +220,15 @@ class ClusterMeshPeerSpec(msgspec.Struct, frozen=True, gc=False, rename="camel",
     client_certificate: str = ""  # PEM, signed by the peer for us; "" until it is there
     certificate_request: str = ""  # PEM, the peer's request that we shall sign; "" until it is there
     implementation: str = "clustermesh"  # or cilium: what runs there
-    policy: str = ""  # strict or lenient; "": strict, but lenient for cilium
+    policy: str | msgspec.UnsetType = msgspec.UNSET  # strict or lenient; unset: strict, but lenient for cilium
     quota: PeerQuota = PeerQuota()
 
     @property
     def strict(self) -> bool:
         """Whether the peer is held to its own pod CIDRs and node addresses."""
-        return self.policy != "lenient" if self.policy else self.implementation != CILIUM
+        if self.policy is msgspec.UNSET:
+            return self.implementation != CILIUM
+        return self.policy != "lenient"
 
 
 class PeerConnection(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):
