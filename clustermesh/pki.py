@@ -235,14 +235,14 @@ def signed_by(cert: bytes, authority: bytes) -> bool:
 def _load_certificate(pem: bytes) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise PkiError("not a certificate in PEM") from None
 
 
 def _load_request(pem: bytes) -> x509.CertificateSigningRequest:
     try:
         return x509.load_pem_x509_csr(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise PkiError(f"not a signing request in PEM: {error}; {_REMEDY_REQUEST}") from None
 
 
