@@ -353,7 +353,7 @@ class Exporter:
 
     async def _put_canaries(self) -> bool:
         """False when etcd lost its content meanwhile. Not by a writer: that would repeat them before the records."""
-        canaries = [keys.state_canary(kind, self._cluster.name) for kind in Kind]
+        canaries = [keys.state_canary(kind, self._cluster.name) for kind in self._config().kinds()]
         backoff = Backoff(cap=5.0)
         for key in canaries:
             while not self._lost.is_set():
@@ -365,12 +365,15 @@ class Exporter:
                     await asyncio.sleep(backoff.pause())
         return not self._lost.is_set()
 
-    def _cluster_config(self) -> bytes:
+    def _config(self) -> records.ClusterConfig:
         # False, not absent: ServiceExports are known, but this cluster has none.
         capabilities = records.Capabilities(
             synced_canaries=True, max_connected_clusters=self._cluster.max_clusters, service_exports_enabled=False
         )
-        return records.encode(records.ClusterConfig(self._cluster.id, capabilities))
+        return records.ClusterConfig(self._cluster.id, capabilities)
+
+    def _cluster_config(self) -> bytes:
+        return records.encode(self._config())
 
     def _put_cluster_config(self) -> None:
         self._control.put(keys.cluster_config(self._cluster.name), self._cluster_config())

@@ -4,7 +4,7 @@ from ipaddress import ip_network
 
 from clustermesh.kvstore.connection import Connection
 from clustermesh.wire import keys, labels, records
-from clustermesh.wire.keys import Kind
+from clustermesh.wire.keys import DATAPATH_KINDS
 from clustermesh.wire.records import AddressRecord, Capabilities, Cidr, ClusterConfig, Node, NodeAddress, ServiceRecord
 
 CLUSTER_ID = 5
@@ -50,5 +50,5 @@ async def export(kv: Connection, *, canaries: bool = True, max_clusters: int = 2
     await kv.put(keys.address("10.5.1.7"), address("10.5.1.7"))
     await kv.put(keys.service("red", "default", "echo"), service("echo"))
     if canaries:
-        for kind in Kind:
+        for kind in DATAPATH_KINDS:
             await kv.put(keys.state_canary(kind, "red"), b"2026-01-01T00:00:00Z")

@@ -20,7 +20,7 @@ from clustermesh.kvstore.connection import Connection
 from clustermesh.kvstore.feed import Feed
 from clustermesh.kvstore.lease import Lease
 from clustermesh.wire import keys, labels, private, records
-from clustermesh.wire.keys import Kind
+from clustermesh.wire.keys import DATAPATH_KINDS
 from clustermesh.wire.private import AgentReport, PeerReport, ProbeReport
 from clustermesh.wire.records import Capabilities, Cidr, ClusterConfig, Node, NodeAddress
 from tests.integration.etcd_process import EtcdProcess
@@ -107,7 +107,7 @@ class MeshCluster:
         await kv.put(keys.node(self.name, self.node), records.encode(node))
         number = self.id << 16 | 1
         await kv.put(keys.identity(number), records.encode_identity({labels.CLUSTER: self.name}))
-        for kind in Kind:
+        for kind in DATAPATH_KINDS:
             await kv.put(keys.state_canary(kind, self.name), b"now")
 
     async def _play_agent(self, kv: Connection) -> None:
@@ -136,10 +136,11 @@ class MeshCluster:
 
     @staticmethod
     def _peer_report(peer: str, held: set[str]) -> PeerReport:
-        counts = {kind.value: sum(key.startswith(keys.cache_prefix(kind, peer)) for key in held) for kind in Kind}
-        synced = tuple(kind.value for kind in Kind if keys.cache_canary(kind, peer) in held)
+        prefixes = {kind: keys.cache_prefix(kind, peer) for kind in DATAPATH_KINDS}
+        counts = {kind.value: sum(key.startswith(prefix) for key in held) for kind, prefix in prefixes.items()}
+        synced = tuple(kind.value for kind in DATAPATH_KINDS if keys.cache_canary(kind, peer) in held)
         return PeerReport(
-            ready=len(synced) == len(Kind),
+            ready=len(synced) == len(DATAPATH_KINDS),
             reason="waiting for canaries",
             synced=synced,
             records=counts,

@@ -16,7 +16,7 @@ from clustermesh.kvstore.connection import Connection, TlsPem
 from clustermesh.kvstore.lease import Lease
 from clustermesh.pki import CertificateAuthority
 from clustermesh.wire import keys, records
-from clustermesh.wire.keys import Kind
+from clustermesh.wire.keys import DATAPATH_KINDS, Kind
 from clustermesh.wire.records import ClusterConfig
 from tests.integration.apiserver.exports import (
     CLUSTER_ID,
@@ -35,6 +35,8 @@ pytestmark = pytest.mark.integration
 
 GREEN = ClusterIdentity("green", 7)
 LEASE_ID = 0x7EE
+# What `export` writes: a peer without service exports and endpoint slices.
+ONE_EACH = {kind: int(kind in DATAPATH_KINDS) for kind in Kind}
 
 
 @asynccontextmanager
@@ -77,7 +79,7 @@ async def cache(own: Connection) -> dict[str, bytes]:
 
 
 async def until_synced(mirror: Mirror) -> None:
-    await eventually(lambda: mirror.view().synced == frozenset(Kind))
+    await eventually(lambda: mirror.view().synced == frozenset(DATAPATH_KINDS))
 
 
 async def until_cached(own: Connection, key: str, value: bytes | None) -> None:
@@ -105,7 +107,7 @@ async def test_everything_is_copied_byte_for_byte_below_the_peers_name(etcd: Etc
         assert capabilities.cached and capabilities.synced_canaries
         view = mirror.view()
         assert view.state == "connected"
-        assert dict(view.records) == dict.fromkeys(Kind, 1)
+        assert dict(view.records) == ONE_EACH
         # The agents may rely on this order: config, records, canary.
         canary = await mine.get(keys.cache_canary(Kind.ADDRESSES, "red"))
         pod = await mine.get("cilium/cache/ip/v1/red/10.5.1.7")
@@ -202,14 +204,14 @@ async def test_a_frozen_peer_is_named_within_seconds_and_loses_nothing(etcd: Etc
         await eventually(lambda: mirror.view().state == "failed", within=10)
         view = mirror.view()
         assert view.stage == "timeout"
-        assert view.synced == frozenset(Kind)
+        assert view.synced == frozenset(DATAPATH_KINDS)
         assert 3 < time.time() - view.last_event < 10
         assert await cache(mine) == before
         etcd.thaw()
         await eventually(lambda: mirror.view().state == "connected", within=15)
         figures = mirror.figures()
         assert (figures.state, figures.reconnects, figures.queue) == ("connected", 1, 0)
-        assert dict(figures.events) == dict.fromkeys(Kind, 1)
+        assert dict(figures.events) == ONE_EACH
         assert figures.silence is not None and figures.silence < 5
         assert time.time() - mirror.view().last_event < 5
 
@@ -230,7 +232,7 @@ async def test_an_etcd_that_comes_back_empty_is_believed_only_once_it_is_filled(
         await refilled.delete(keys.service("red", "default", "echo"))
         await eventually(lambda: mirror.view().state == "connected")
         assert await cache(mine) == before
-        for kind in Kind:
+        for kind in DATAPATH_KINDS:
             await refilled.put(keys.state_canary(kind, "red"), b"now")
         await until_cached(mine, "cilium/cache/services/v1/red/default/echo", None)
         assert len(await cache(mine)) == 3
@@ -245,7 +247,7 @@ async def test_a_restart_while_the_peer_is_away_keeps_its_records(etcd: EtcdProc
     await etcd.kill()
     async with mirroring(etcd, mine) as again:
         await eventually(lambda: again.view().state == "failed")
-        assert dict(again.view().records) == dict.fromkeys(Kind, 1)
+        assert dict(again.view().records) == ONE_EACH
         assert await cache(mine) == before
         assert await mine.current_revision() == revision
 

@@ -8,7 +8,7 @@ import pytest
 
 from clustermesh.kvstore.connection import Connection
 from clustermesh.wire import keys, private, records
-from clustermesh.wire.keys import Kind
+from clustermesh.wire.keys import DATAPATH_KINDS, Kind
 from clustermesh.wire.records import ClusterConfig
 from nodeagent.datapath.abi import IpcacheKey, Map
 from nodeagent.feeds import Feeds
@@ -72,7 +72,7 @@ async def write_own(connection: Connection, *, pod: bool = True) -> None:
     if pod:
         await connection.put(keys.address("10.1.1.5"), records.encode(address("10.1.1.5", "192.0.2.1", 65543)))
     await connection.put(keys.local_service("shop", "web"), private.encode(local("web", ports(a1=80))))
-    for kind in Kind:
+    for kind in DATAPATH_KINDS:
         await connection.put(keys.state_canary(kind, "red"), b"now")
 
 
@@ -87,7 +87,7 @@ async def write_peer(connection: Connection, *, canaries: bool = True) -> None:
     web = remote("web", "green", 2, ports(a2=80))
     await connection.put(keys.cache_prefix(Kind.SERVICES, "green") + "shop/web", records.encode(web))
     if canaries:
-        for kind in Kind:
+        for kind in DATAPATH_KINDS:
             await connection.put(keys.cache_canary(kind, "green"), b"now")
 
 
@@ -100,7 +100,7 @@ async def test_a_peer_appears_is_read_once_complete_and_vanishes(etcd: EtcdProce
     await write_peer(connection, canaries=False)
     await agent.until(lambda: "green" in agent.mesh.clusters)
     assert not agent.knows(POD)
-    for kind in Kind:
+    for kind in DATAPATH_KINDS:
         await connection.put(keys.cache_canary(kind, "green"), b"now")
     await agent.until(lambda: agent.ready("green"))
     assert agent.knows(POD)
@@ -131,13 +131,13 @@ async def test_a_store_that_is_lost_and_filled_again_cuts_nothing(
     connection = etcd.connection()
     await write_own(connection)
     await write_peer(connection)
-    await agent.until(lambda: agent.ready("green"))
+    await agent.until(lambda: agent.ready("red") and agent.ready("green"))
     before = {name: dict(one.content) for name, one in agent.maps.items()}
 
     await etcd.stop()
     etcd.wipe()
     await etcd.start()
-    feeds = 2 * len(Kind) + 1
+    feeds = 2 * len(DATAPATH_KINDS) + 1
     await agent.until(lambda: len([line for line in caplog.messages if "is lost: what vanished" in line]) == feeds)
     assert {name: one.content for name, one in agent.maps.items()} == before
 
