@@ -27,9 +27,10 @@ from clustermesh.kvstore.errors import KvError
 from clustermesh.kvstore.feed import Batch, Feed, FeedState
 from clustermesh.kvstore.lease import Lease
 from clustermesh.kvstore.writer import Writer
-from clustermesh.wire import keys, records
+from clustermesh.wire import keys, private, records
 from clustermesh.wire.errors import RecordError
 from clustermesh.wire.keys import DATAPATH_KINDS, Kind
+from clustermesh.wire.private import PeerSettings
 from clustermesh.wire.records import ClusterConfig
 from clustermesh.wire.validation import Claimant
 
@@ -65,6 +66,12 @@ class PeerSpec(msgspec.Struct, frozen=True):
     cluster_id: int
     endpoints: tuple[str, ...]
     strict: bool = True
+    implementation: str = "clustermesh"
+
+    @property
+    def settings(self) -> PeerSettings:
+        """What the agents have to know of it besides its cluster-config."""
+        return PeerSettings(implementation=self.implementation, strict=self.strict)
 
 
 def check_config(
@@ -202,6 +209,7 @@ class Mirror:
         backoff = Backoff()
         while True:
             try:
+                await self._put_settings()
                 for kind in Kind:
                     await self._adopt_kind(kind)
                 key = keys.cluster_config(self._peer.name)
@@ -213,6 +221,13 @@ class Mirror:
             except KvError as error:
                 log.warning("peer %s: own etcd: %s", self._peer.name, error)
                 await asyncio.sleep(backoff.next())
+
+    async def _put_settings(self) -> None:
+        """Before the peer's cluster-config, by which the agents take notice of it."""
+        key = keys.peer_settings(self._peer.name)
+        await self._writer.adopt(key)
+        self._writer.put(key, private.encode(self._peer.settings))
+        await self._writer.flush()
 
     async def _adopt_kind(self, kind: Kind) -> None:
         prefix, canary = keys.cache_prefix(kind, self._peer.name), keys.cache_canary(kind, self._peer.name)
@@ -462,6 +477,7 @@ async def forget_peer(own: Connection, peer: str, *, detached: Callable[[], Awai
             await own.delete_prefix(keys.synced_prefix(peer))
             for kind in Kind:
                 await own.delete_prefix(keys.cache_prefix(kind, peer))
+            await own.delete(keys.peer_settings(peer))
             return
         except KvError as error:
             log.warning("peer %s: its records cannot be removed yet: %s", peer, error)

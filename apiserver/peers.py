@@ -24,6 +24,7 @@ from apiserver.users import EtcdUsers
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.errors import Conflict, CredentialError, KubeError, NotFound
 from clustermesh.kube.objects import (
+    CILIUM,
     CLUSTER_MESH_PEERS,
     CONFIG_MAPS,
     SYSTEM_NAMESPACE,
@@ -328,6 +329,7 @@ class PeerManager:
             mirror=peer.mirror_view(),
             nodes=self._nodes,
             reports=self._reports,
+            probed=shown.spec.implementation != CILIUM,
             previous=previous,
             now=time.time(),
         )
@@ -454,7 +456,8 @@ class _Peer:
         return tls
 
     async def _mirror_with(self, peer: ClusterMeshPeer, tls: TlsPem) -> None:
-        spec = PeerSpec(self.name, peer.spec.cluster_id, tuple(peer.spec.endpoints), peer.spec.strict)
+        asked = peer.spec
+        spec = PeerSpec(self.name, asked.cluster_id, tuple(asked.endpoints), asked.strict, asked.implementation)
         if self._mirror is not None and self._mirrored is not None and self._mirrored[0] == spec:
             await self._mirror.update_tls(tls)
             self._mirrored = (spec, tls)

@@ -1,7 +1,7 @@
 """What a peer's status says: trust, mirror and agents summed up. Pure; who writes it is elsewhere.
 
 "Ready" is a claim about kernel maps: every node's agent has applied exactly the records that are mirrored, and a probe
-of each came back from the peer.
+of each came back from the peer. A peer that runs Cilium answers no probes, so nobody waits for one.
 """
 
 import statistics
@@ -67,10 +67,14 @@ def summarise(
     mirror: MirrorView,
     nodes: Collection[str],
     reports: Mapping[str, AgentReport],
+    probed: bool = True,
     previous: ClusterMeshPeerStatus,
     now: float,
 ) -> ClusterMeshPeerStatus:
-    """The status of one peer. `nodes` are this cluster's nodes: each should have an agent."""
+    """The status of one peer. `nodes` are this cluster's nodes: each should have an agent.
+
+    `probed`: whether the peer answers path probes.
+    """
     was_applied = any(c.type == "Applied" and c.status == "True" for c in previous.conditions)
     settling = was_applied and now - mirror.changed < SETTLE
     expected = {kind.value: mirror.records.get(kind, 0) for kind in Kind}
@@ -81,7 +85,7 @@ def summarise(
         if (reason := why_waiting(reports.get(node), peer, applicable, settling=settling)) is not None
     }
     probe = _sum_probes([report for node, report in reports.items() if node in nodes], peer)
-    unprobed = [node for node in sorted(nodes) if node not in waiting and not _probed(reports[node], peer)]
+    unprobed = [node for node in sorted(nodes) if probed and node not in waiting and not _answered(reports[node], peer)]
     agents = PeerAgents(
         ready=len(nodes) - len(waiting) - len(unprobed),
         total=len(nodes),
@@ -192,7 +196,7 @@ def _config(config: ClusterConfig | None) -> PeerConfig | None:
     )
 
 
-def _probed(report: AgentReport, peer: str) -> bool:
+def _answered(report: AgentReport, peer: str) -> bool:
     part = report.peers.get(peer)
     return part is not None and part.probe.reachable > 0
 

@@ -41,13 +41,19 @@ ONE_EACH = {kind: int(kind in DATAPATH_KINDS) for kind in Kind}
 
 @asynccontextmanager
 async def mirroring(
-    peer: EtcdProcess, own: Connection, *, tls: TlsPem | None = None, cluster_id: int = CLUSTER_ID, strict: bool = True
+    peer: EtcdProcess,
+    own: Connection,
+    *,
+    tls: TlsPem | None = None,
+    cluster_id: int = CLUSTER_ID,
+    strict: bool = True,
+    spec: PeerSpec | None = None,
 ) -> AsyncIterator[Mirror]:
     claims = Claims()
     claims.hold("green", "green-1", [ip_network("10.7.1.0/24")], [ip_address("192.0.2.71")])
     lease = Lease(own, 60, LEASE_ID)
     mirror = Mirror(
-        PeerSpec("red", cluster_id, (peer.endpoint,), strict),
+        spec or PeerSpec("red", cluster_id, (peer.endpoint,), strict),
         tls or peer.client_pem("remote-green"),
         cluster=GREEN,
         own=own,
@@ -318,3 +324,21 @@ async def test_a_forgotten_peer_goes_config_first_and_leaves_nothing(etcd: EtcdP
     await forget_peer(mine, "red", detached=detached, grace=5)
     assert seen == [True]
     assert [kv.key async for page in mine.list("cilium/") for kv in page] == []
+    assert await mine.get(keys.peer_settings("red")) is None
+
+
+async def test_agents_learn_what_runs_at_a_peer_before_they_learn_of_the_peer(
+    etcd: EtcdProcess, own: EtcdProcess
+) -> None:
+    mine = own.connection()
+    spec = PeerSpec("red", CLUSTER_ID, (etcd.endpoint,), strict=False, implementation="cilium")
+    async with mirroring(etcd, mine, spec=spec):
+        # Also while the peer has nothing to say.
+        settings = keys.peer_settings("red")
+        await until_cached(mine, settings, b'{"implementation":"cilium","strict":false}')
+        await export(await restricted(etcd))
+        await eventually(lambda: mine.get(keys.cluster_config("red")))
+        written = [await mine.get(key) for key in (settings, keys.cluster_config("red"))]
+        assert all(written)
+        revisions = [found.mod_revision for found in written if found is not None]
+        assert revisions == sorted(revisions)

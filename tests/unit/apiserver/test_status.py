@@ -29,6 +29,7 @@ def status(
     nodes: tuple[str, ...] = ("n1", "n2"),
     previous: ClusterMeshPeerStatus | None = None,
     now: float = NOW,
+    probed: bool = True,
 ) -> ClusterMeshPeerStatus:
     return summarise(
         "red",
@@ -37,6 +38,7 @@ def status(
         mirror=mirror,
         nodes=nodes,
         reports={one.node: one for one in reports},
+        probed=probed,
         previous=previous or ClusterMeshPeerStatus(),
         now=now,
     )
@@ -142,3 +144,13 @@ def test_the_agents_document_is_what_the_command_reads() -> None:
     raw = agents_document({"n1": report("n1")})
     read = msgspec.json.decode(raw, type=dict[str, AgentView])
     assert read["n1"].ready and read["n1"].peers["red"].records == APPLIED
+
+
+def test_a_peer_that_answers_no_probes_is_ready_without_any() -> None:
+    silent = msgspec.structs.replace(PART, probe=ProbeReport())
+    assert truths(status(report("n1", silent), report("n2", silent)))["Ready"] == "False"
+    said = status(report("n1", silent), report("n2", silent), probed=False)
+    assert set(truths(said).values()) == {"True"}
+    assert (said.agents.ready, said.agents.waiting, said.probe.total) == (2, (), 0)
+    late = status(report("n1", silent), report("n2", None), probed=False)
+    assert truths(late)["Applied"] == truths(late)["Ready"] == "False"
