@@ -8,6 +8,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := clustermesh apiserver nodeagent
 CHECKED := $(SOURCES) tests
+# Most tests wait for processes that they have started: more of them than processors may run at a time.
+TEST_PROCESSES ?= 3
 
 .PHONY: help
 help: ## Show what can be made
@@ -19,7 +21,7 @@ demo: setup ## Two clusters on this machine become one (root; KEEP=1 leaves them
 
 .PHONY: test
 test: lint ## All checks and tests (system tests need root)
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@$(BIN)/pytest --numprocesses $(TEST_PROCESSES) $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: setup ## Measure datapath and control plane, as ratios of one run (root)

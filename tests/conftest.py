@@ -1,0 +1,21 @@
+"""What holds for all tests."""
+
+import pytest
+from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+# How long an example takes says nothing on a machine that runs other tests beside it.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
+
+
+class Scheduling(LoadScopeScheduling):
+    """System tests one after the other in one process: they share the machine's names. All others as they come."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/system" if nodeid.startswith("tests/system/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    return Scheduling(config, log)
