@@ -13,6 +13,7 @@ from clustermesh.kvstore.connection import Connection, TlsFiles, TlsPem
 from clustermesh.kvstore.errors import KvError
 from clustermesh.kvstore.rpc import etcd_pb2 as pb
 from clustermesh.pki import CertificateAuthority, KeyPair
+from clustermesh.testbed import namespaces
 
 SERVER_NAME = "red.mesh.cilium.io"
 START_TIMEOUT = 30.0
@@ -31,11 +32,24 @@ def free_ports(count: int) -> list[int]:
 
 
 class EtcdProcess:
-    """One member. start/stop/kill keep the data and the port; wipe forgets the data."""
+    """One member. start/stop/kill keep the data and the port; wipe forgets the data.
 
-    def __init__(self, directory: Path, *, options: Sequence[str] = ()) -> None:
+    hosts: addresses to listen on; tests reach it by the first. namespace: the network namespace it runs in, or None
+    for the one of the test.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        options: Sequence[str] = (),
+        hosts: Sequence[str] = ("127.0.0.1",),
+        namespace: str | None = None,
+    ) -> None:
         self.directory = directory
         self.data = directory / "data"
+        self.hosts = list(hosts)
+        self.namespace = namespace
         self.ca = CertificateAuthority.create("red")
         self.ca_file = directory / "ca.crt"
         self.ca_file.write_bytes(self.ca.cert)
@@ -47,10 +61,14 @@ class EtcdProcess:
 
     @property
     def endpoint(self) -> str:
-        return f"https://127.0.0.1:{self.port}"
+        return self.endpoints[0]
+
+    @property
+    def endpoints(self) -> list[str]:
+        return [f"https://{host}:{self.port}" for host in self.hosts]
 
     def issue_server(self) -> KeyPair:
-        return self.ca.issue_server("etcd", [SERVER_NAME, "localhost", "127.0.0.1"])
+        return self.ca.issue_server("etcd", [SERVER_NAME, "localhost", *self.hosts])
 
     def _write_pair(self, name: str, pair: KeyPair) -> TlsFiles:
         files = TlsFiles(self.ca_file, self.directory / f"{name}.crt", self.directory / f"{name}.key")
@@ -86,26 +104,27 @@ class EtcdProcess:
     async def _spawn(self) -> asyncio.subprocess.Process:
         tls = self.server
         peer = f"http://127.0.0.1:{self._peer_port}"
+        command = [
+            "etcd",
+            "--name=only",
+            f"--data-dir={self.data}",
+            f"--listen-client-urls={','.join(self.endpoints)}",
+            f"--advertise-client-urls={self.endpoint}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=only={peer}",
+            f"--cert-file={tls.cert}",
+            f"--key-file={tls.key}",
+            f"--trusted-ca-file={tls.ca}",
+            "--client-cert-auth",
+            "--enable-grpc-gateway=false",
+            "--log-level=warn",
+            *self.options,
+        ]
+        if self.namespace is not None:
+            command = namespaces.entering(self.namespace, command)
         with (self.directory / "etcd.log").open("ab") as log:
-            return await asyncio.create_subprocess_exec(
-                "etcd",
-                "--name=only",
-                f"--data-dir={self.data}",
-                f"--listen-client-urls={self.endpoint}",
-                f"--advertise-client-urls={self.endpoint}",
-                f"--listen-peer-urls={peer}",
-                f"--initial-advertise-peer-urls={peer}",
-                f"--initial-cluster=only={peer}",
-                f"--cert-file={tls.cert}",
-                f"--key-file={tls.key}",
-                f"--trusted-ca-file={tls.ca}",
-                "--client-cert-auth",
-                "--enable-grpc-gateway=false",
-                "--log-level=warn",
-                *self.options,
-                stdout=log,
-                stderr=log,
-            )
+            return await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
 
     async def _serving(self) -> None:
         assert self._process is not None
@@ -160,9 +179,10 @@ class EtcdProcess:
         shutil.rmtree(self.data, ignore_errors=True)
 
     def save(self) -> Path:
-        """A copy of the data directory, to be given to restore(). Only while stopped."""
+        """A copy of the data directory, to be given to restore(), instead of an earlier one. Only while stopped."""
         assert self._process is None
         copy = self.directory / "saved"
+        shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(self.data, copy)
         return copy
 

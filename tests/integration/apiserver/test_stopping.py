@@ -13,9 +13,10 @@ import pytest
 from apiserver.users import EtcdUsers
 from clustermesh.kube import config
 from clustermesh.kube.client import KubeClient
-from clustermesh.kube.objects import CLUSTER_MESH_PEERS, SECRETS, SYSTEM_NAMESPACE, ObjectMeta, Secret
+from clustermesh.kube.objects import SYSTEM_NAMESPACE
 from clustermesh.kvstore.connection import Connection
 from tests.integration.apiserver.exports import CLUSTER_ID, export
+from tests.integration.apiserver.introduction import introduce
 from tests.integration.etcd_process import EtcdProcess, free_ports
 from tests.integration.kubernetes.cluster import Cluster
 from tests.integration.waiting import eventually
@@ -61,24 +62,15 @@ async def connect(world: World) -> None:
     """Give green what `connect` would: the peer's answer to its request."""
     await export(await restricted(world.peer))
     async with world.client as client:
-        meta = ObjectMeta(name="clustermesh-ca", namespace=SYSTEM_NAMESPACE)
-        data = {"ca.crt": world.own.ca.cert, "ca.key": world.own.ca.key}
-        await client.create(SECRETS, Secret(metadata=meta, data=data))
-        spec = {"clusterID": CLUSTER_ID, "endpoints": [world.peer.endpoint], "caBundle": world.peer.ca.cert.decode()}
-        await client.create(CLUSTER_MESH_PEERS, {"metadata": {"name": "red"}, "spec": spec})
-
-        async def requested() -> bool:
-            return bool((await client.get(CLUSTER_MESH_PEERS, "red")).status.certificate_request)
-
-        await eventually(requested)
-        request = (await client.get(CLUSTER_MESH_PEERS, "red")).status.certificate_request
-        signed = world.peer.ca.sign_request(request.encode(), "remote-green").decode()
-        await client.merge_patch(CLUSTER_MESH_PEERS, "red", {"spec": {"clientCertificate": signed}})
-
-        async def connected() -> bool:
-            return (await client.get(CLUSTER_MESH_PEERS, "red")).status.connection.state == "connected"
-
-        await eventually(connected)
+        await introduce(
+            client,
+            world.own.ca,
+            "green",
+            peer=world.peer.ca,
+            peer_name="red",
+            peer_id=CLUSTER_ID,
+            endpoints=[world.peer.endpoint],
+        )
 
 
 async def restricted(etcd: EtcdProcess) -> Connection:
