@@ -17,6 +17,9 @@ CLUSTER_CONFIGS = "cilium/cluster-config/"
 
 PRIVATE = "clustermesh/"
 LOCAL_SERVICES = "clustermesh/services/v1/"
+# What the own agents need and peers must not know: addresses and identities of namespaces that are not global.
+LOCAL_ADDRESSES = "clustermesh/addresses/v1/"
+LOCAL_IDENTITIES = "clustermesh/identities/v1/"
 AGENTS = "clustermesh/agents/v1/"
 PEERS = "clustermesh/peers/v1/"
 
@@ -97,7 +100,7 @@ def node(cluster: str, name: str) -> str:
     return state_prefix(Kind.NODES, cluster) + name
 
 
-def identity(number: int) -> str:
+def identity(number: int | str) -> str:
     return f"{STATE}identities/v1/id/{number}"
 
 
@@ -136,6 +139,14 @@ def cache_canary(kind: Kind, cluster: str) -> str:
 
 def local_service(namespace: str, name: str) -> str:
     return f"{LOCAL_SERVICES}{namespace}/{name}"
+
+
+def local_address(ip: str) -> str:
+    return LOCAL_ADDRESSES + ip
+
+
+def local_identity(number: int | str) -> str:
+    return f"{LOCAL_IDENTITIES}{number}"
 
 
 def agent(node_name: str) -> str:

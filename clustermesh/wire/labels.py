@@ -4,37 +4,16 @@ An identity is a set of labels `source:key=value`. On the wire they are sorted b
 the last one too. Keys cannot contain "=" and Kubernetes values can contain neither ";" nor "=".
 """
 
-import re
 from collections.abc import Mapping
 
+from clustermesh.wire import label_filter
 from clustermesh.wire.errors import RecordError
+from clustermesh.wire.label_filter import LabelFilter
 
 CLUSTER = "k8s:io.cilium.k8s.policy.cluster"
 SERVICE_ACCOUNT = "k8s:io.cilium.k8s.policy.serviceaccount"
 NAMESPACE = "k8s:io.kubernetes.pod.namespace"
 NAMESPACE_LABELS = "k8s:io.cilium.k8s.namespace.labels."
-
-# Pod labels that say nothing of what a workload is: they differ from pod to pod or from rollout to rollout and would
-# give each its own identity. The list is the default filter of Cilium.
-_IRRELEVANT = re.compile(
-    r"""
-      io\.kubernetes\.(?!pod\.namespace$)
-    | kubernetes\.io/
-    | (?:.*\.)?beta\.kubernetes\.io/
-    | k8s\.io/
-    | pod-template-generation$
-    | pod-template-hash$
-    | controller-revision-hash$
-    | controller-uid$
-    | batch\.kubernetes\.io/
-    | job-name$
-    | annotation\.
-    | etcd_node$
-    | statefulset\.kubernetes\.io/pod-name$
-    | apps\.kubernetes\.io/pod-index$
-    """,
-    re.VERBOSE,
-)
 
 
 def encode(labels: Mapping[str, str]) -> str:
@@ -64,14 +43,24 @@ def of_pod(
     namespace_labels: Mapping[str, str],
     service_account: str,
     pod_labels: Mapping[str, str],
+    relevant: LabelFilter = label_filter.DEFAULT,
 ) -> dict[str, str]:
-    """The labels that make a pod's identity."""
-    labels = {f"k8s:{key}": value for key, value in pod_labels.items() if not _IRRELEVANT.match(key)}
+    """The labels that make a pod's identity. A pod cannot give itself what only its namespace has."""
+    labels = {f"k8s:{key}": value for key, value in pod_labels.items()}
+    labels = {key: value for key, value in labels.items() if not key.startswith(NAMESPACE_LABELS)}
     labels.update({NAMESPACE_LABELS + key: value for key, value in namespace_labels.items()})
+    labels[SERVICE_ACCOUNT] = service_account or "default"
+    labels = {key: value for key, value in labels.items() if relevant.keeps(key)}
+    # A reader takes no identity without its cluster, and who may see one depends on its namespace.
     labels[CLUSTER] = cluster
     labels[NAMESPACE] = namespace
-    labels[SERVICE_ACCOUNT] = service_account or "default"
     return labels
+
+
+def namespace_of(text: str) -> str:
+    """The namespace in labels as they are written on the wire; "" when there is none."""
+    _, found, rest = f";{text}".partition(f";{NAMESPACE}=")
+    return rest.partition(";")[0] if found else ""
 
 
 def _without_source(key: str) -> str:

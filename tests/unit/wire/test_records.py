@@ -113,8 +113,11 @@ def test_labels_that_differ_from_pod_to_pod_make_no_identity() -> None:
             "app.kubernetes.io/name": "web",
             "pod-template-hash": "5d4",
             "statefulset.kubernetes.io/pod-name": "web-0",
-            "batch.kubernetes.io/job-name": "x",
+            "batch.kubernetes.io/controller-uid": "x",
             "io.kubernetes.pod.uid": "7",
+            "io.cilium.k8s.namespace.labels.team": "another",
+            "io.cilium.k8s.namespace.labels.owner": "me",
+            "io.cilium.k8s.policy.cluster": "green",
         },
     )
     assert of_pod == {
