@@ -36,10 +36,17 @@ def compile_pod(pod: Pod, identity: int) -> dict[str, AddressRecord]:
 
 
 class AddressChange(NamedTuple):
-    """`record` None: nobody has the address any more."""
+    """`record` None: nobody has the address any more. `public`: whether peers may know it."""
 
     ip: str
     record: AddressRecord | None
+    public: bool = True
+
+
+class _Claim(NamedTuple):
+    uid: str  # of the pod
+    record: AddressRecord
+    public: bool
 
 
 class AddressTable:
@@ -50,40 +57,44 @@ class AddressTable:
     """
 
     def __init__(self) -> None:
-        self._owners: dict[str, tuple[str, AddressRecord]] = {}
-        self._in_line: dict[str, dict[str, AddressRecord]] = {}  # only for addresses with several claims
+        self._owners: dict[str, _Claim] = {}
+        self._in_line: dict[str, dict[str, _Claim]] = {}  # only for addresses with several claims
         self._of_pod: dict[str, tuple[str, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._owners)
 
-    def set(self, uid: str, records: Mapping[str, AddressRecord]) -> list[AddressChange]:
+    def set(self, uid: str, records: Mapping[str, AddressRecord], *, public: bool = True) -> list[AddressChange]:
         """Make `records` all that the pod claims; what changes for readers."""
         gone = [ip for ip in self._of_pod.get(uid, ()) if ip not in records]
         changes = [change for ip in gone for change in self._release(uid, ip)]
-        changes += [change for ip, record in records.items() for change in self._claim(uid, ip, record)]
+        claims = {ip: _Claim(uid, record, public) for ip, record in records.items()}
+        changes += [change for ip, claim in claims.items() for change in self._claim(ip, claim)]
         if records:
             self._of_pod[uid] = tuple(records)
         else:
             self._of_pod.pop(uid, None)
         return changes
 
-    def _claim(self, uid: str, ip: str, record: AddressRecord) -> Iterable[AddressChange]:
+    def of_pod(self, uid: str) -> tuple[str, ...]:
+        """Addresses that the pod claims."""
+        return self._of_pod.get(uid, ())
+
+    def _claim(self, ip: str, claim: _Claim) -> Iterable[AddressChange]:
         owner = self._owners.get(ip)
-        if owner is not None and owner[0] != uid:
-            self._in_line.setdefault(ip, {})[uid] = record
-        elif owner is None or owner[1] != record:
-            self._owners[ip] = (uid, record)
-            yield AddressChange(ip, record)
+        if owner is not None and owner.uid != claim.uid:
+            self._in_line.setdefault(ip, {})[claim.uid] = claim
+        elif owner != claim:
+            self._owners[ip] = claim
+            yield AddressChange(ip, claim.record, claim.public)
 
     def _release(self, uid: str, ip: str) -> Iterable[AddressChange]:
         line = self._in_line.get(ip, {})
-        if self._owners[ip][0] != uid:
+        if self._owners[ip].uid != uid:
             line.pop(uid, None)
         elif line:
-            heir = next(iter(line))
-            self._owners[ip] = (heir, line.pop(heir))
-            yield AddressChange(ip, self._owners[ip][1])
+            heir = self._owners[ip] = line.pop(next(iter(line)))
+            yield AddressChange(ip, heir.record, heir.public)
         else:
             del self._owners[ip]
             yield AddressChange(ip, None)

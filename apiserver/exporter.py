@@ -4,6 +4,9 @@ One task follows each kind. Nobody may see a reference to what is not there yet,
 address that has it, an address before a service that leads to it, and the other way round when they go. Each kind has a
 writer of its own, and a task waits for the other kind's writer, and only for what is still on its way there.
 
+A namespace that is not global has its identities and addresses below `clustermesh/`, for the own agents alone, and no
+services. One that changes moves in the same order: identities, addresses, services, and only then the old places go.
+
 A restart adopts what is in etcd: equal records are not written again, and what is stale goes only after everything
 that Kubernetes has is in etcd. Then, and not before, the canaries tell readers that the lists are complete.
 """
@@ -12,16 +15,20 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from apiserver.addresses import pod_addresses
 from apiserver.cluster import ClusterIdentity
+from apiserver.control import HEARTBEAT, ControlKeys
 from apiserver.health import Health
 from apiserver.identities import GRACE, IdentityAllocator
 from apiserver.metrics import Metrics
+from apiserver.namespaces import Namespaces
 from apiserver.nodes import compile_node
+from apiserver.outbox import LEADING_TO_ADDRESSES, Outbox
+from apiserver.places import Places
 from apiserver.pods import PodChanges, PodTable
-from apiserver.services import ServiceName, ServiceTable
+from apiserver.service_exporter import ServiceExporter
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.errors import CredentialError, KubeError, NotFound
 from clustermesh.kube.objects import (
@@ -31,31 +38,30 @@ from clustermesh.kube.objects import (
     NAMESPACES,
     NODES,
     PODS,
+    SERVICE_EXPORTS,
+    SERVICE_EXPORTS_ALPHA,
     SERVICES,
     ClusterMeshIdentity,
-    EndpointSlice,
     KubeObject,
     Namespace,
     Node,
     Pod,
     Resource,
-    Service,
 )
+from clustermesh.kube.optional import LOOK, OptionalReflector
 from clustermesh.kube.reflector import Backoff, KubeBatch, Phase, Reflector, ReflectorState
 from clustermesh.kvstore.connection import Connection
-from clustermesh.kvstore.errors import KvError
 from clustermesh.kvstore.lease import Lease
-from clustermesh.kvstore.writer import Writer
-from clustermesh.wire import keys, private, records
+from clustermesh.wire import keys, label_filter, records
 from clustermesh.wire.keys import Kind
+from clustermesh.wire.label_filter import LabelFilter
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=KubeObject)
 
-HEARTBEAT = 60.0  # seconds between two heartbeats
-_CONFIG_CHECK = 300.0  # seconds between two looks whether the cluster-config still says what it should
-_LEASE_PATIENCE = 2.0  # seconds after which a lease that is not granted yet is called a problem
+_PATIENCE = 1.0  # seconds that services wait for the numbers of new pods, which may never come
+_OVERLAP = 1.0  # seconds that a record stands in its new place before it leaves the old one
 _FOLLOWED: tuple[Resource[Any], ...] = (
     NODES,
     NAMESPACES,
@@ -63,18 +69,11 @@ _FOLLOWED: tuple[Resource[Any], ...] = (
     PODS,
     SERVICES,
     ENDPOINT_SLICES,
+    SERVICE_EXPORTS,
 )
+# What services consist of, and the pods that go ahead of them.
+_OF_SERVICES = (NAMESPACES, PODS, SERVICES, ENDPOINT_SLICES, SERVICE_EXPORTS)
 _OWN_KINDS: tuple[Resource[Any], ...] = (CLUSTER_MESH_IDENTITIES, CLUSTER_MESH_PEERS)
-
-# What is pruned, and in which order: nothing goes while something may still point to it.
-_PRUNED = (
-    Kind.SERVICE_EXPORTS,
-    Kind.ENDPOINT_SLICES,
-    Kind.SERVICES,
-    Kind.ADDRESSES,
-    Kind.IDENTITIES,
-    Kind.NODES,
-)
 
 
 class Exporter:
@@ -91,62 +90,75 @@ class Exporter:
         metrics: Metrics,
         heartbeat: float = HEARTBEAT,
         grace: float = GRACE,
+        relevant: LabelFilter = label_filter.DEFAULT,
+        default_global: bool = True,
+        look: float = LOOK,
     ) -> None:
-        """`heartbeat` and `grace` (how long an unused identity is kept) in seconds. The lease is run by its owner."""
+        """`heartbeat`, `grace` (how long an unused identity is kept) and `look` (between two looks for kinds that are
+        not installed) in seconds. `relevant`: labels that make an identity. `default_global`: whether peers may know of
+        a namespace that does not say. The lease is run by its owner.
+        """
         self._cluster = cluster
         self._client = client
-        self._connection = connection
-        self._lease = lease
         self._health = health
         self._metrics = metrics
-        self._heartbeat = heartbeat
-        self._writers = {kind: Writer(connection, lease) for kind in Kind}
-        self._control = Writer(connection, lease)
+        self._look = look
+        self._outbox = Outbox(cluster.name, connection, lease, health, metrics)
+        self._control = ControlKeys(cluster, connection, lease, heartbeat=heartbeat)
         # Registered after the writers' own listeners: when it wakes us they have queued everything again.
         self._lost = asyncio.Event()
         lease.on_loss(self._lost.set)
+        self._namespaces = Namespaces(default=default_global)
+        self._moving = asyncio.Lock()  # held while a namespace is between two states
+        self._moved = asyncio.Event()
+        writers = self._outbox.writers
+        self._identity_places = Places(writers[Kind.IDENTITIES], keys.identity, keys.local_identity)
+        self._address_places = Places(writers[Kind.ADDRESSES], keys.address, keys.local_address)
         self._allocator = IdentityAllocator(
             cluster,
             client,
-            self._writers[Kind.IDENTITIES],
-            flush=lambda: self._flush(Kind.IDENTITIES),
+            self._identity_places,
+            flush=lambda: self._outbox.flush(Kind.IDENTITIES),
             numbered=self._numbered,
             in_use=lambda number: self._pods.uses(number),
+            is_global=self._namespaces.is_global,
             trouble=self._identity_trouble,
             grace=grace,
         )
-        self._pods = PodTable(cluster, self._allocator.table.lookup)
-        self._services = ServiceTable()
-        self._touched: set[ServiceName] = set()  # by services and slices before both are listed
-        self._exported: dict[Kind, set[str]] = {Kind.NODES: set(), Kind.SERVICES: set()}
+        self._pods = PodTable(cluster, self._allocator.table.lookup, relevant)
         self._listed = {resource.plural: asyncio.Event() for resource in _FOLLOWED}
         self._handed_on = {resource.plural: asyncio.Event() for resource in _FOLLOWED}  # to the writers
-        self._watch_figures()
+        self._services = ServiceExporter(
+            cluster,
+            self._outbox,
+            ready=lambda: all(self._listed[resource.plural].is_set() for resource in _OF_SERVICES),
+            pods_first=self._pods_first,
+            is_global=self._namespaces.is_global,
+        )
+        metrics.watch_objects(Kind.IDENTITIES, self._allocator.table.__len__)
+        metrics.watch_objects(Kind.ADDRESSES, self._pods.__len__)
         for resource in _FOLLOWED:
             health.set(f"kubernetes {resource}", False, "not listed yet")
-        health.set("etcd", False, "not connected yet")
         health.set("identities", True)
         health.set("export", False, "not everything that Kubernetes has is in etcd yet")
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            for writer in (*self._writers.values(), self._control):
-                tasks.create_task(writer.run())
+            tasks.create_task(self._outbox.run())
             await self._wait_for_kinds()
-            await self._adopt()
-            self._put_cluster_config()
+            await self._outbox.adopt()
+            tasks.create_task(self._control.run())
             tasks.create_task(self._allocator.run())
-            tasks.create_task(self._follow(CLUSTER_MESH_IDENTITIES, self._on_identities))
+            # Where an identity stands depends on its namespace.
+            tasks.create_task(self._follow(CLUSTER_MESH_IDENTITIES, self._on_identities, after=(NAMESPACES,)))
             tasks.create_task(self._follow(NODES, self._on_nodes))
             tasks.create_task(self._follow(NAMESPACES, self._on_namespaces))
-            tasks.create_task(self._follow(SERVICES, self._on_services))
-            tasks.create_task(self._follow(ENDPOINT_SLICES, self._on_slices))
+            tasks.create_task(self._follow(SERVICES, self._services.on_services))
+            tasks.create_task(self._follow(ENDPOINT_SLICES, self._services.on_slices))
+            tasks.create_task(self._follow_exports())
             # A pod needs its namespace's labels and the numbers that are dealt out already.
-            tasks.create_task(
-                self._follow(PODS, self._on_pods, after=(NAMESPACES.plural, CLUSTER_MESH_IDENTITIES.plural))
-            )
-            tasks.create_task(self._beat())
-            tasks.create_task(self._guard_cluster_config())
+            tasks.create_task(self._follow(PODS, self._on_pods, after=(NAMESPACES, CLUSTER_MESH_IDENTITIES)))
+            tasks.create_task(self._vacate())
             tasks.create_task(self._announce())
 
     # Following Kubernetes
@@ -177,30 +189,47 @@ class Exporter:
         resource: Resource[T],
         handle: Callable[[KubeBatch[T]], Awaitable[None]],
         *,
-        after: Iterable[str] = (),
+        after: Iterable[Resource[Any]] = (),
     ) -> None:
-        for plural in after:
-            await self._listed[plural].wait()
+        for other in after:
+            await self._listed[other.plural].wait()
         reflector = Reflector(self._client, resource, on_state=lambda state: self._feed_state(resource, state))
         async with contextlib.aclosing(reflector.batches()) as batches:
             async for batch in batches:
                 await handle(batch)
-                if batch.synced and not self._listed[resource.plural].is_set():
-                    self._listed[resource.plural].set()
-                    self._health.set(f"kubernetes {resource}", True)
-                    await self._export_touched()
-                    self._handed_on[resource.plural].set()
+                if batch.synced:
+                    await self._note_listed(resource)
+
+    async def _follow_exports(self) -> None:
+        """ServiceExports, as long as the cluster has the kind; peers are told whether it has."""
+        reflector = OptionalReflector(
+            self._client,
+            (SERVICE_EXPORTS, SERVICE_EXPORTS_ALPHA),
+            on_state=lambda state: self._feed_state(SERVICE_EXPORTS, state),
+            look=self._look,
+        )
+        async with contextlib.aclosing(reflector.batches()) as batches:
+            async for batch in batches:
+                await self._services.on_exports(batch)
+                if batch.synced:
+                    self._control.set_config(service_exports=reflector.served is not None)
+                    await self._note_listed(SERVICE_EXPORTS)
+
+    async def _note_listed(self, resource: Resource[Any]) -> None:
+        if self._listed[resource.plural].is_set():
+            return
+        self._listed[resource.plural].set()
+        self._health.set(f"kubernetes {resource}", True)
+        await self._services.export()
+        self._handed_on[resource.plural].set()
 
     async def _on_nodes(self, batch: KubeBatch[Node]) -> None:
         for ref in batch.deletes:
-            self._drop(Kind.NODES, keys.node(self._cluster.name, ref.name))
+            self._outbox.set(Kind.NODES, keys.node(self._cluster.name, ref.name), None)
         for node in batch.upserts:
-            key = keys.node(self._cluster.name, node.name)
             record = compile_node(self._cluster, node)
-            if record is None:
-                self._drop(Kind.NODES, key)
-            else:
-                self._keep(Kind.NODES, key, records.encode(record))
+            value = None if record is None else records.encode(record)
+            self._outbox.set(Kind.NODES, keys.node(self._cluster.name, node.name), value)
 
     async def _on_identities(self, batch: KubeBatch[ClusterMeshIdentity]) -> None:
         for ref in batch.deletes:
@@ -210,139 +239,95 @@ class Exporter:
 
     async def _on_namespaces(self, batch: KubeBatch[Namespace]) -> None:
         for ref in batch.deletes:
+            self._namespaces.remove(ref)
             self._pods.remove_namespace(ref)
         for namespace in batch.upserts:
-            self._apply(self._pods.set_namespace(namespace))
+            await self._set_namespace(namespace)
+        await self._services.export()
 
     async def _on_pods(self, batch: KubeBatch[Pod]) -> None:
-        # An address must not go before the services that lead to it.
-        await self._flush(Kind.SERVICES)
+        going = {ip for ref in batch.deletes for ip in self._pods.addresses(ref)}
+        for pod in batch.upserts:
+            going |= {*self._pods.addresses(pod.ref)} - {*pod_addresses(pod)}
+        if going:
+            await self._services.withdraw(going)
         for ref in batch.deletes:
             self._apply(self._pods.remove_pod(ref))
         for pod in batch.upserts:
             self._apply(self._pods.set_pod(pod))
 
-    async def _on_services(self, batch: KubeBatch[Service]) -> None:
-        for ref in batch.deletes:
-            self._touched |= self._services.remove_service(ref)
-        for service in batch.upserts:
-            self._touched |= self._services.set_service(service)
-        await self._export_touched()
-
-    async def _on_slices(self, batch: KubeBatch[EndpointSlice]) -> None:
-        for ref in batch.deletes:
-            self._touched |= self._services.remove_slice(ref)
-        for piece in batch.upserts:
-            self._touched |= self._services.set_slice(piece)
-        await self._export_touched()
-
-    # Writing
+    # Pods and their namespaces
 
     def _apply(self, changes: PodChanges) -> None:
         if changes.wanted:
             self._allocator.want(changes.wanted)
-        writer = self._writers[Kind.ADDRESSES]
-        for ip, record in changes.addresses:
+        for ip, record, public in changes.addresses:
             if record is None:
-                writer.delete(keys.address(ip))
+                self._address_places.delete(ip)
                 self._metrics.delete(Kind.ADDRESSES)
             else:
-                writer.put(keys.address(ip), records.encode(record))
+                self._address_places.put(ip, records.encode(record), public=public)
                 self._metrics.put(Kind.ADDRESSES)
 
     def _numbered(self, text: str) -> None:
         self._apply(self._pods.numbered(text))
 
-    async def _export_touched(self) -> None:
-        """Compile what has changed, once Services and slices are both complete: half of one looks like a deletion."""
-        if not (self._listed[SERVICES.plural].is_set() and self._listed[ENDPOINT_SLICES.plural].is_set()):
-            return
-        if self._touched:
-            await self._flush(Kind.ADDRESSES)
-        # Nothing is awaited from here on, so that the latest state is what is written last.
-        touched, self._touched = self._touched, set()
-        for name in touched:
-            record, local = self._services.compile(self._cluster, name)
-            key, local_key = keys.service(self._cluster.name, *name), keys.local_service(*name)
-            if record is None:
-                self._drop(Kind.SERVICES, key)
-            else:
-                self._keep(Kind.SERVICES, key, records.encode(record))
-            if local is None:
-                self._drop(Kind.SERVICES, local_key)
-            else:
-                self._keep(Kind.SERVICES, local_key, private.encode(local))
+    async def _pods_first(self) -> None:
+        """Wait until the pods that are known have their addresses in etcd, but not for numbers that cannot be had."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await self._allocator.settled()
+        await self._outbox.flush(Kind.ADDRESSES)
 
-    def _keep(self, kind: Kind, key: str, value: bytes) -> None:
-        self._exported[kind].add(key)
-        self._writers[kind].put(key, value)
-        self._metrics.put(kind)
+    async def _set_namespace(self, namespace: Namespace) -> None:
+        name, public = namespace.name, self._namespaces.says(namespace)
+        async with self._moving:
+            # Its identities go ahead. New ones may come up meanwhile, in the old place.
+            await self._outbox.flush(Kind.IDENTITIES)
+            while self._allocator.stage(name, public=public):
+                await self._outbox.flush(Kind.IDENTITIES)
+            # Nothing is awaited from here on.
+            if self._namespaces.set(namespace):
+                self._services.touch(name)
+            self._apply(self._pods.set_namespace(namespace, public=public))
+        self._moved.set()
 
-    def _drop(self, kind: Kind, key: str) -> None:
-        if key in self._exported[kind]:
-            self._exported[kind].discard(key)
-            self._writers[kind].delete(key)
-            self._metrics.delete(kind)
-
-    async def _flush(self, kind: Kind) -> None:
-        """Wait until what was put is in etcd; a value that etcd will never take holds nobody up."""
-        writer = self._writers[kind]
-        backoff = Backoff(cap=5.0)
+    async def _vacate(self) -> None:
+        """Empty the places that records have left, once the new ones have been in etcd for a moment."""
+        for handed_on in self._handed_on.values():
+            await handed_on.wait()
         while True:
-            try:
-                await writer.flush(despite_rejections=True)
-            except KvError as error:
-                if error.hopeless:
-                    continue
-                self._health.set("etcd", False, str(error))
-                await asyncio.sleep(backoff.pause())
-            else:
-                self._health.set("etcd", True)
-                return
+            await self._moved.wait()
+            self._moved.clear()
+            async with self._moving:
+                addresses, identities = self._address_places.turn, self._identity_places.turn
+            if not (addresses or identities):
+                continue
+            await self._outbox.flush(Kind.ADDRESSES)
+            await asyncio.sleep(_OVERLAP)
+            await self._services.export()
+            await self._outbox.flush(*LEADING_TO_ADDRESSES)
+            async with self._moving:
+                self._address_places.vacate(addresses)
+                await self._outbox.flush(Kind.ADDRESSES)
+                self._identity_places.vacate(identities)
+                await self._outbox.flush(Kind.IDENTITIES)
 
-    # Start, canaries and signs of life
-
-    async def _adopt(self) -> None:
-        """Learn what an earlier run left in etcd."""
-        while True:
-            try:
-                async with asyncio.timeout(_LEASE_PATIENCE):
-                    await self._lease.granted()
-                break
-            except TimeoutError:
-                self._health.set("etcd", False, str(self._lease.error or "no lease yet"))
-        backoff = Backoff(cap=5.0)
-        prefixes = [(kind, keys.state_prefix(kind, self._cluster.name)) for kind in Kind]
-        for kind, prefix in (*prefixes, (Kind.SERVICES, keys.LOCAL_SERVICES)):
-            while True:
-                try:
-                    found = await self._writers[kind].adopt(prefix)
-                    break
-                except KvError as error:
-                    self._health.set("etcd", False, str(error))
-                    log.warning("cannot read %s yet: %s", prefix, error)
-                    await asyncio.sleep(backoff.pause())
-            self._health.set("etcd", True)
-            if found:
-                log.info("adopted %d %s", found, kind)
+    # Canaries
 
     async def _announce(self) -> None:
         """Canaries once everything is in etcd, and again each time that etcd has lost it."""
         for handed_on in self._handed_on.values():
             await handed_on.wait()
         await self._allocator.settled()
-        for kind in Kind:
-            await self._flush(kind)
-        for kind in _PRUNED:
-            self._writers[kind].prune(keys.state_prefix(kind, self._cluster.name))
-            if kind is Kind.SERVICES:
-                self._writers[kind].prune(keys.LOCAL_SERVICES)
-            await self._flush(kind)
+        await self._outbox.flush(*Kind)
+        if self._address_places.turn or self._identity_places.turn:
+            await asyncio.sleep(_OVERLAP)
+        await self._outbox.prune()
         self._allocator.start_collecting()
         while True:
-            for kind in Kind:
-                await self._flush(kind)
-            if await self._put_canaries():
+            await self._outbox.flush(*Kind)
+            if await self._control.put_canaries(self._lost):
                 self._health.set("export", True)
                 self._metrics.synced.set(1)
                 log.info("everything that Kubernetes has is in etcd")
@@ -350,51 +335,6 @@ class Exporter:
             self._lost.clear()
             self._health.set("export", False, "etcd lost its content, everything is written again")
             self._metrics.synced.set(0)
-
-    async def _put_canaries(self) -> bool:
-        """False when etcd lost its content meanwhile. Not by a writer: that would repeat them before the records."""
-        canaries = [keys.state_canary(kind, self._cluster.name) for kind in self._config().kinds()]
-        backoff = Backoff(cap=5.0)
-        for key in canaries:
-            while not self._lost.is_set():
-                try:
-                    await self._connection.put(key, _now(), await self._lease.granted())
-                    break
-                except KvError as error:
-                    log.warning("cannot write %s yet: %s", key, error)
-                    await asyncio.sleep(backoff.pause())
-        return not self._lost.is_set()
-
-    def _config(self) -> records.ClusterConfig:
-        # False, not absent: ServiceExports are known, but this cluster has none.
-        capabilities = records.Capabilities(
-            synced_canaries=True, max_connected_clusters=self._cluster.max_clusters, service_exports_enabled=False
-        )
-        return records.ClusterConfig(self._cluster.id, capabilities)
-
-    def _cluster_config(self) -> bytes:
-        return records.encode(self._config())
-
-    def _put_cluster_config(self) -> None:
-        self._control.put(keys.cluster_config(self._cluster.name), self._cluster_config())
-
-    async def _guard_cluster_config(self) -> None:
-        """Put the cluster-config back when somebody else has changed or deleted it."""
-        key = keys.cluster_config(self._cluster.name)
-        while True:
-            await asyncio.sleep(_CONFIG_CHECK)
-            try:
-                found = await self._connection.get(key)
-                if found is None or found.value != self._cluster_config():
-                    log.warning("%s was changed by somebody else: restoring it", key)
-                    await self._connection.put(key, self._cluster_config(), await self._lease.granted())
-            except KvError as error:
-                log.warning("cannot look at %s: %s", key, error)
-
-    async def _beat(self) -> None:
-        while True:
-            self._control.put(keys.HEARTBEAT, _now())
-            await asyncio.sleep(self._heartbeat)
 
     # Telling
 
@@ -405,15 +345,3 @@ class Exporter:
 
     def _identity_trouble(self, problem: str) -> None:
         self._health.set("identities", not problem, problem)
-
-    def _watch_figures(self) -> None:
-        for kind, writer in self._writers.items():
-            self._metrics.watch_queue(kind, writer.__len__)
-        self._metrics.watch_objects(Kind.IDENTITIES, self._allocator.table.__len__)
-        self._metrics.watch_objects(Kind.ADDRESSES, self._pods.__len__)
-        for kind, exported in self._exported.items():
-            self._metrics.watch_objects(kind, exported.__len__)
-
-
-def _now() -> bytes:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ").encode()

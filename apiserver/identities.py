@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from apiserver.cluster import ClusterIdentity
+from apiserver.places import Places
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.errors import AlreadyExists, CredentialError, KubeError, NotFound
 from clustermesh.kube.objects import (
@@ -21,8 +22,7 @@ from clustermesh.kube.objects import (
     ObjectRef,
 )
 from clustermesh.kube.reflector import Backoff
-from clustermesh.kvstore.writer import Writer
-from clustermesh.wire import keys, labels
+from clustermesh.wire import labels
 from clustermesh.wire.errors import RecordError
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,9 @@ class IdentityTable:
 
     def __len__(self) -> int:
         return len(self._labels)
+
+    def items(self) -> Iterable[tuple[int, str]]:
+        return self._labels.items()
 
     def numbers(self) -> list[int]:
         return list(self._labels)
@@ -102,29 +105,31 @@ class IdentityAllocator:
     """Creates, heals and collects ClusterMeshIdentity objects and writes them to etcd.
 
     `flush` waits until what the writer was given is in etcd. `numbered` is called with labels once their number is
-    there; `in_use` tells whether a pod has a number; `trouble` is told why numbers cannot be had, and "" when they can
-    again.
+    there; `in_use` tells whether a pod has a number, `is_global` whether peers may know of a namespace; `trouble` is
+    told why numbers cannot be had, and "" when they can again.
     """
 
     def __init__(
         self,
         cluster: ClusterIdentity,
         client: KubeClient,
-        writer: Writer,
+        places: Places,
         *,
         flush: Callable[[], Awaitable[None]],
         numbered: Callable[[str], None],
         in_use: Callable[[int], bool],
+        is_global: Callable[[str], bool],
         trouble: Callable[[str], None],
         grace: float = GRACE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
         self._client = client
-        self._writer = writer
+        self._places = places
         self._flush = flush
         self._numbered = numbered
         self._in_use = in_use
+        self._is_global = is_global
         self._trouble = trouble
         self._grace = grace
         self._clock = clock
@@ -164,7 +169,7 @@ class IdentityAllocator:
             )
             return
         self.table.set(number, text)
-        self._writer.put(keys.identity(number), text.encode())
+        self._export(number, text)
         if text in self._wanted:
             self._wake()
 
@@ -183,7 +188,19 @@ class IdentityAllocator:
         else:
             self.table.remove(number)
             self._unused_since.pop(number, None)
-            self._writer.delete(keys.identity(number))
+            self._places.delete(str(number))
+
+    def stage(self, namespace: str, *, public: bool) -> bool:
+        """Write a namespace's identities where they will belong; whether there were any that had not been written yet.
+
+        They stay in their old place as well until that is vacated.
+        """
+        new = [
+            number
+            for number, text in self.table.items()
+            if labels.namespace_of(text) == namespace and self._places.put(str(number), text.encode(), public=public)
+        ]
+        return bool(new)
 
     def start_collecting(self) -> None:
         """All pods are known now, so an unused number is really unused."""
@@ -261,7 +278,7 @@ class IdentityAllocator:
             ) from None
         log.info("identity %d: %s", number, text)
         self.table.set(number, text)
-        self._writer.put(keys.identity(number), text.encode())
+        self._export(number, text)
 
     async def _look(self, number: int) -> None:
         try:
@@ -301,8 +318,11 @@ class IdentityAllocator:
             self.table.set(number, text)
             return
         self._unused_since.pop(number, None)
-        self._writer.delete(keys.identity(number))
+        self._places.delete(str(number))
         log.info("identity %d is not used any more: given back", number)
+
+    def _export(self, number: int, text: str) -> None:
+        self._places.put(str(number), text.encode(), public=self._is_global(labels.namespace_of(text)))
 
     def _read(self, identity: ClusterMeshIdentity) -> tuple[int, str] | None:
         """Number and labels; None, with a word in the log, for an object that is none of this cluster's."""

@@ -17,6 +17,8 @@ from clustermesh.kube import config
 from clustermesh.kube.errors import ConfigError, CredentialError, KubeError
 from clustermesh.kvstore.connection import Connection, TlsFiles
 from clustermesh.kvstore.errors import KvError
+from clustermesh.wire.errors import LabelPatternError
+from clustermesh.wire.label_filter import LabelFilter
 from clustermesh.wire.names import check_cluster_name
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,13 @@ def _endpoints(_: click.Context, __: click.Parameter, value: tuple[str, ...]) ->
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
     return endpoints
+
+
+def _labels(_: click.Context, __: click.Parameter, value: str) -> LabelFilter:
+    try:
+        return LabelFilter.parse(value)
+    except LabelPatternError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -82,6 +91,19 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--heartbeat", type=click.FloatRange(1, 110), default=60.0, help="Seconds between heartbeats.")
 @click.option(
     "--identity-grace", type=click.FloatRange(1), default=900.0, help="Seconds that an unused identity is kept."
+)
+@click.option(
+    "--labels",
+    "relevant_labels",
+    default="",
+    callback=_labels,
+    help="Labels that make an identity, as patterns [SOURCE:][!]REGEX separated by spaces or commas, on top of Cilium's"
+    " defaults. One pattern without ! and only what such patterns match counts.",
+)
+@click.option(
+    "--default-global-namespace/--no-default-global-namespace",
+    default=True,
+    help="Whether peers may know of namespaces without the annotation clustermesh.cilium.io/global.",
 )
 @click.option(
     "--identity",
@@ -122,6 +144,8 @@ def cli(
     lease_ttl: int,
     heartbeat: float,
     identity_grace: float,
+    relevant_labels: LabelFilter,
+    default_global_namespace: bool,
     identity: str | None,
     leader_elect: bool,
     leader_elect_lease_duration: int,
@@ -154,6 +178,8 @@ def cli(
         lease_ttl=lease_ttl,
         heartbeat=heartbeat,
         identity_grace=identity_grace,
+        relevant_labels=relevant_labels,
+        default_global=default_global_namespace,
         identity=identity or default_identity(listen),
         election=timing if leader_elect else None,
     )

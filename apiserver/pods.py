@@ -10,7 +10,8 @@ from typing import NamedTuple
 from apiserver.addresses import AddressChange, AddressTable, compile_pod, pod_addresses
 from apiserver.cluster import ClusterIdentity
 from clustermesh.kube.objects import Namespace, ObjectRef, Pod
-from clustermesh.wire import labels
+from clustermesh.wire import label_filter, labels
+from clustermesh.wire.label_filter import LabelFilter
 
 
 class PodName(NamedTuple):
@@ -33,14 +34,27 @@ class PodChanges:
     wanted: frozenset[str] = frozenset()  # labels, as written on the wire, that need a number
 
 
-class PodTable:
-    """`lookup` tells the number of labels, or None when there is none yet."""
+class _Inherited(NamedTuple):
+    """What pods have of their namespace."""
 
-    def __init__(self, cluster: ClusterIdentity, lookup: Callable[[str], int | None]) -> None:
+    labels: Mapping[str, str]
+    public: bool
+
+
+class PodTable:
+    """`lookup` tells the number of labels, or None when there is none yet; `relevant` which labels of a pod count."""
+
+    def __init__(
+        self,
+        cluster: ClusterIdentity,
+        lookup: Callable[[str], int | None],
+        relevant: LabelFilter = label_filter.DEFAULT,
+    ) -> None:
         self._cluster = cluster
         self._lookup = lookup
+        self._relevant = relevant
         self._addresses = AddressTable()
-        self._namespaces: dict[str, Mapping[str, str]] = {}
+        self._namespaces: dict[str, _Inherited] = {}
         self._pods: dict[PodName, _Entry] = {}
         self._by_namespace: dict[str, set[PodName]] = {}
         self._waiting: dict[str, set[PodName]] = {}
@@ -58,9 +72,13 @@ class PodTable:
         """Whether a pod has this identity."""
         return number in self._users
 
-    def set_namespace(self, namespace: Namespace) -> PodChanges:
-        """Touches all pods of the namespace, but only if its labels differ from before."""
-        given = namespace.metadata.labels or {}
+    def addresses(self, ref: ObjectRef) -> tuple[str, ...]:
+        """What is exported of a pod, or would be if no other pod had it."""
+        return self._addresses.of_pod(ref.uid)
+
+    def set_namespace(self, namespace: Namespace, *, public: bool = True) -> PodChanges:
+        """Touches all pods of the namespace, but only if what they have of it differs from before."""
+        given = _Inherited(namespace.metadata.labels or {}, public)
         if self._namespaces.get(namespace.name) == given:
             return PodChanges()
         self._namespaces[namespace.name] = given
@@ -109,8 +127,8 @@ class PodTable:
         pod = entry.pod
         if not pod_addresses(pod):
             return self._remove(name, entry)
-        namespace_labels = self._namespaces.get(name.namespace)
-        if namespace_labels is None:
+        inherited = self._namespaces.get(name.namespace)
+        if inherited is None:
             return []
         self._need(
             name,
@@ -119,21 +137,25 @@ class PodTable:
                 labels.of_pod(
                     self._cluster.name,
                     pod.namespace,
-                    namespace_labels,
+                    inherited.labels,
                     pod.spec.service_account_name,
                     pod.metadata.labels or {},
+                    self._relevant,
                 )
             ),
         )
         number = self._lookup(entry.labels)
         if number is None:
-            # What is exported of the pod, with its former identity, stays until the new one has a number.
+            # The pod is exported with its former identity until the new one has a number.
             self._waiting.setdefault(entry.labels, set()).add(name)
             wanted.add(entry.labels)
-            return []
-        self._stop_waiting(name, entry)
-        self._assign(entry, number)
-        return self._addresses.set(pod.metadata.uid, compile_pod(pod, number))
+            if entry.number is None:
+                return []
+        else:
+            self._stop_waiting(name, entry)
+            self._assign(entry, number)
+        assert entry.number is not None
+        return self._addresses.set(pod.metadata.uid, compile_pod(pod, entry.number), public=inherited.public)
 
     def _need(self, name: PodName, entry: _Entry, text: str) -> None:
         if entry.labels != text:

@@ -25,6 +25,7 @@ from clustermesh.kvstore.errors import KvError
 from clustermesh.kvstore.fence import FencedConnection
 from clustermesh.kvstore.lease import Lease
 from clustermesh.tasks import end
+from clustermesh.wire.label_filter import LabelFilter
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class Options:
     lease_ttl: int  # seconds
     heartbeat: float  # seconds
     identity_grace: float  # seconds
+    relevant_labels: LabelFilter
+    default_global: bool  # whether peers may know of a namespace that does not say
     identity: str  # of this replica among others
     election: Timing | None  # None: there are no others
 
@@ -135,6 +138,8 @@ class Replica:
             metrics=metrics,
             heartbeat=options.heartbeat,
             grace=options.identity_grace,
+            relevant=options.relevant_labels,
+            default_global=options.default_global,
         )
         peers = PeerManager(
             cluster=options.cluster, client=client, connection=connection, lease=lease, users=users, health=health

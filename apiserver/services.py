@@ -157,6 +157,12 @@ class ServiceTable:
     def remove_slice(self, ref: ObjectRef) -> set[ServiceName]:
         return self._forget_slice(ServiceName(ref.namespace, ref.name))
 
+    def service(self, name: ServiceName) -> Service | None:
+        return self._services.get(name)
+
+    def of_namespace(self, namespace: str) -> set[ServiceName]:
+        return {name for name in self._services if name.namespace == namespace}
+
     def compile(self, cluster: ClusterIdentity, name: ServiceName) -> tuple[ServiceRecord | None, LocalService | None]:
         """Both records of a Service as it stands; None for what must not be in etcd."""
         service = self._services.get(name)

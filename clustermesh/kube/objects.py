@@ -5,7 +5,7 @@ Core objects are partial: fields that nobody here needs are not decoded, so neve
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -136,6 +136,15 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_de
     name: str = ""
     protocol: str = "TCP"
     port: int = 0
+    app_protocol: str | None = None
+
+
+class ClientIP(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
+    timeout_seconds: int | None = None
+
+
+class SessionAffinity(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    client_ip: ClientIP | None = msgspec.field(name="clientIP", default=None)
 
 
 class ServiceSpec(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -144,6 +153,11 @@ class ServiceSpec(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     cluster_ips: tuple[str, ...] | None = msgspec.field(name="clusterIPs", default=None)
     ports: tuple[ServicePort, ...] | None = None
     selector: Mapping[str, str] | None = None
+    session_affinity: str = msgspec.field(name="sessionAffinity", default="")
+    session_affinity_config: SessionAffinity | None = msgspec.field(name="sessionAffinityConfig", default=None)
+    ip_families: tuple[str, ...] | None = msgspec.field(name="ipFamilies", default=None)
+    internal_traffic_policy: str | None = msgspec.field(name="internalTrafficPolicy", default=None)
+    traffic_distribution: str | None = msgspec.field(name="trafficDistribution", default=None)
 
 
 class Service(KubeObject, frozen=True, gc=False, rename="camel", omit_defaults=True):
@@ -187,6 +201,22 @@ class EndpointSlice(KubeObject, frozen=True, gc=False, rename="camel", omit_defa
     address_type: str = "IPv4"
     endpoints: tuple[Endpoint, ...] | None = None
     ports: tuple[EndpointPort, ...] | None = None
+
+
+# multicluster.x-k8s.io, v1alpha1 and v1beta1 alike
+
+
+class ServiceExportSpec(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
+    """Older definitions of the kind have none of these."""
+
+    exported_labels: Mapping[str, str] | None = None
+    exported_annotations: Mapping[str, str] | None = None
+
+
+class ServiceExport(KubeObject, frozen=True, gc=False, rename="camel", omit_defaults=True):
+    """Asks for the Service of the same name to be exported."""
+
+    spec: ServiceExportSpec | None = None
 
 
 # clustermesh.io/v1alpha1
@@ -320,6 +350,8 @@ SERVICES = Resource("", "v1", "services", "Service", True, Service)
 CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap", True, ConfigMap)
 SECRETS = Resource("", "v1", "secrets", "Secret", True, Secret)
 ENDPOINT_SLICES = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", True, EndpointSlice)
+SERVICE_EXPORTS = Resource("multicluster.x-k8s.io", "v1beta1", "serviceexports", "ServiceExport", True, ServiceExport)
+SERVICE_EXPORTS_ALPHA = replace(SERVICE_EXPORTS, version="v1alpha1")
 CLUSTER_MESH_PEERS = Resource(GROUP, "v1alpha1", "clustermeshpeers", "ClusterMeshPeer", False, ClusterMeshPeer)
 CLUSTER_MESH_IDENTITIES = Resource(
     GROUP, "v1alpha1", "clustermeshidentities", "ClusterMeshIdentity", False, ClusterMeshIdentity

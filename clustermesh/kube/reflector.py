@@ -18,7 +18,7 @@ from typing import Generic, NamedTuple, TypeVar
 import msgspec
 
 from clustermesh.kube.client import PAGE, KubeClient
-from clustermesh.kube.errors import CredentialError, Expired, KubeError, Status
+from clustermesh.kube.errors import CredentialError, Expired, KubeError, NotFound, Status
 from clustermesh.kube.objects import KubeObject, ObjectMeta, ObjectRef, Resource
 
 log = logging.getLogger(__name__)
@@ -152,14 +152,16 @@ class Reflector(Generic[T]):
         namespace: str | None = None,
         *,
         on_state: Callable[[ReflectorState], None] | None = None,
+        optional: bool = False,
     ) -> None:
-        """`on_state` is told whenever the state changes."""
+        """`on_state` is told whenever the state changes. `optional`: end with NotFound when the kind is not served."""
         self.resource = resource
         self.state = ReflectorState(Phase.LISTING)
         self._on_state = on_state
         self.last_contact = float("-inf")  # time.monotonic() of the latest answer
         self._client = client
         self._namespace = namespace
+        self._optional = optional
         self._decoder = msgspec.json.Decoder(resource.type)
         self._events = msgspec.json.Decoder(_Event)
 
@@ -201,6 +203,8 @@ class Reflector(Generic[T]):
                 await asyncio.sleep(pause)
                 continue
             except (KubeError, CredentialError) as failure:
+                if self._optional and isinstance(failure, NotFound):
+                    raise
                 error = failure
             failures += 1
             if failures >= _FAILURES_BEFORE_LIST:

@@ -81,6 +81,13 @@ class Writer:
         self.rejected.pop(name, None)
         self._queue(name)
 
+    def known(self, key: Key) -> bytes | None:
+        """What the key is wanted to be, or was found to be; b"" when that is not known, None when there is no key."""
+        name = to_bytes(key)
+        if name in self._wanted:
+            return self._wanted[name]
+        return (self._adopted[name] or b"") if name in self._adopted else None
+
     async def adopt(self, prefix: Key) -> int:
         """Learn what is under a prefix that belongs to this writer, before the first put there; returns how many keys.
 
