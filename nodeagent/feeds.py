@@ -48,35 +48,49 @@ class Feeds:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             for kind in DATAPATH_KINDS:
-                tasks.create_task(self._kind(self._mesh.own, kind, self._own(kind)))
+                tasks.create_task(self._kind(self._mesh.own, kind, *self._own(kind)))
             tasks.create_task(self._configs(tasks))
 
-    def _own(self, kind: Kind) -> Watched:
+    def _own(self, kind: Kind) -> tuple[Watched, ...]:
+        """Of its own cluster a node needs more than the cluster tells its peers."""
         cluster = self._mesh.place.cluster
-        # Of its own services a node needs more than the cluster tells its peers.
-        prefix = keys.LOCAL_SERVICES if kind is Kind.SERVICES else keys.state_prefix(kind, cluster)
-        return Watched(prefix, keys.state_canary(kind, cluster))
+        public = keys.state_prefix(kind, cluster)
+        prefixes = {
+            Kind.IDENTITIES: (public, keys.LOCAL_IDENTITIES),
+            Kind.ADDRESSES: (public, keys.LOCAL_ADDRESSES),
+            Kind.SERVICES: (keys.LOCAL_SERVICES,),
+        }
+        return tuple(Watched(prefix, keys.state_canary(kind, cluster)) for prefix in prefixes.get(kind, (public,)))
 
     # One kind of one cluster
 
-    async def _kind(self, cluster: Cluster, kind: Kind, watched: Watched) -> None:
-        await self._stands(watched.canary)
+    async def _kind(self, cluster: Cluster, kind: Kind, *places: Watched) -> None:
+        """The kind is complete when the lists of all its places are. One canary speaks for all of them."""
+        unlisted = set(places)
 
-        def apply(events: Sequence[Event]) -> None:
+        async def follow(watched: Watched) -> None:
+            async with asyncio.TaskGroup() as tasks, aclosing(self._vouched(watched, apply, tasks)) as batches:
+                async for batch in batches:
+                    self._mesh.advance(cluster, batch.revision)
+                    if batch.synced:
+                        unlisted.discard(watched)
+                    if not unlisted:
+                        self._mesh.set_synced(cluster, kind)
+
+        def apply(watched: Watched, events: Sequence[Event]) -> None:
             self._mesh.apply(cluster, kind, watched.prefix, events, time.time())
 
-        async with asyncio.TaskGroup() as tasks, aclosing(self._vouched(watched, apply, tasks)) as batches:
-            async for batch in batches:
-                self._mesh.advance(cluster, batch.revision)
-                if batch.synced:
-                    self._mesh.set_synced(cluster, kind)
+        await self._stands(places[0].canary)
+        async with asyncio.TaskGroup() as following:
+            for watched in places:
+                following.create_task(follow(watched))
 
     # The list of peers
 
     async def _configs(self, tasks: asyncio.TaskGroup) -> None:
         own = keys.cluster_config(self._mesh.place.cluster)
 
-        def apply(events: Sequence[Event]) -> None:
+        def apply(_: Watched, events: Sequence[Event]) -> None:
             for event in events:
                 self._config(event, tasks)
             # A cluster id may be free now.
@@ -138,7 +152,7 @@ class Feeds:
     async def _vouched(
         self,
         watched: Watched,
-        apply: Callable[[Sequence[Event]], None],
+        apply: Callable[[Watched, Sequence[Event]], None],
         tasks: asyncio.TaskGroup,
         *,
         settle: float = 0.0,
@@ -149,7 +163,7 @@ class Feeds:
         async def release() -> None:
             await self._stands(watched.canary)
             await asyncio.sleep(settle)
-            apply(gate.release())
+            apply(watched, gate.release())
 
         feed = Feed(self._connection, watched.prefix)
         releasing: asyncio.Task[None] | None = None
@@ -157,7 +171,7 @@ class Feeds:
             async for batch in batches:
                 gone = any(event.value is None for event in batch.events)
                 vouched = not gone or await self._standing(watched.canary)
-                apply(gate.admit(batch.events, vouched))
+                apply(watched, gate.admit(batch.events, vouched))
                 if gate.holds and (releasing is None or releasing.done()):
                     log.warning(
                         "%s is lost: what vanished below %s is kept until it is back", watched.canary, watched.prefix

@@ -13,7 +13,7 @@ from typing import Protocol
 from clustermesh.kvstore.feed import Event
 from clustermesh.wire import records
 from clustermesh.wire.errors import RecordError
-from clustermesh.wire.keys import DATAPATH_KINDS, Kind, cache_prefix
+from clustermesh.wire.keys import DATAPATH_KINDS, PRIVATE, Kind, cache_prefix
 from clustermesh.wire.private import LocalService
 from clustermesh.wire.records import AddressRecord, Node, ServiceRecord
 from nodeagent.compile.ipcache import Addresses, address_key
@@ -28,6 +28,7 @@ from nodeagent.tables.source import Facet, Source
 log = logging.getLogger(__name__)
 
 _REMEMBERED_REJECTS = 1000
+_LOCAL = "local"  # the source of the own cluster's addresses that peers do not know
 
 
 class Sink(Protocol):
@@ -56,6 +57,7 @@ class Cluster:
     addresses: Addresses
     nodes: dict[str, NodeEntries] = field(default_factory=dict)
     identities: dict[int, Mapping[str, str]] = field(default_factory=dict)
+    local_identities: dict[int, Mapping[str, str]] = field(default_factory=dict)  # of the own cluster, unknown to peers
     synced: dict[Kind, int] = field(default_factory=dict)  # kind → mark of its complete list
     last_event: float = 0.0  # Unix time
     revisions: deque[tuple[int, int]] = field(default_factory=deque)  # (mark, etcd revision) not flushed yet
@@ -138,10 +140,12 @@ class Mesh:
         if cluster.gone:
             return
         skip = len(prefix.encode())
+        local = prefix.startswith(PRIVATE)
         if kind is Kind.ADDRESSES:
-            self._addresses(cluster, skip, batch)
+            self._addresses(cluster, skip, batch, local=local)
         else:
-            read = {Kind.NODES: self._node, Kind.IDENTITIES: self._identity, Kind.SERVICES: self._service}[kind]
+            identity = self._local_identity if local else self._identity
+            read = {Kind.NODES: self._node, Kind.IDENTITIES: identity, Kind.SERVICES: self._service}[kind]
             for event in batch:
                 try:
                     read(cluster, event.key[skip:].decode(), event.value)
@@ -207,8 +211,10 @@ class Mesh:
         """Records held of a cluster, by kind."""
         return {
             Kind.NODES: len(cluster.nodes),
-            Kind.IDENTITIES: len(cluster.identities),
-            Kind.ADDRESSES: len(self.ipcache.claims(cluster.source(Facet.ADDRESSES))),
+            Kind.IDENTITIES: len(cluster.identities) + len(cluster.local_identities),
+            Kind.ADDRESSES: sum(
+                len(self.ipcache.claims(cluster.source(Facet.ADDRESSES, place))) for place in ("", _LOCAL)
+            ),
             Kind.SERVICES: self.services.count(cluster.cluster_id),
         }
 
@@ -229,7 +235,12 @@ class Mesh:
 
     # Kinds
 
-    def _addresses(self, cluster: Cluster, skip: int, batch: Sequence[Event]) -> None:
+    def _addresses(self, cluster: Cluster, skip: int, batch: Sequence[Event], *, local: bool) -> None:
+        """`local`: of the own cluster, unknown to peers. A namespace that changes moves its addresses there or back:
+        for a moment they stand in both places, and leave one without being gone.
+        """
+        place, other = (_LOCAL, "") if local else ("", _LOCAL)
+        elsewhere = self.ipcache.claims(cluster.source(Facet.ADDRESSES, other))
         changes: list[tuple[bytes, bytes | None]] = []
         pods: Changes[str, int] = []
         value_of, foreign, rejected = cluster.addresses.value, cluster.foreign, self.rejected
@@ -240,7 +251,7 @@ class Mesh:
                 key = address_key(tail)
                 if raw is None:
                     append((key, None))
-                    if not foreign:
+                    if not foreign and key not in elsewhere:
                         pods += self.pods.put(tail, "", None)
                 else:
                     record = decode(AddressRecord, raw)
@@ -254,7 +265,7 @@ class Mesh:
             else:
                 if rejected:
                     self._accept(event_key)
-        self._sink.submit(Map.IPCACHE, self.ipcache.apply(cluster.source(Facet.ADDRESSES), changes))
+        self._sink.submit(Map.IPCACHE, self.ipcache.apply(cluster.source(Facet.ADDRESSES, place), changes))
         if pods:
             self.on_pods(pods)
 
@@ -276,11 +287,10 @@ class Mesh:
             self.on_own_node(node)
 
     def _identity(self, cluster: Cluster, tail: str, raw: bytes | None) -> None:
-        number = int(tail)
-        if raw is None:
-            cluster.identities.pop(number, None)
-        else:
-            cluster.identities[number] = records.decode_identity(raw)
+        _set_identity(cluster.identities, tail, raw)
+
+    def _local_identity(self, cluster: Cluster, tail: str, raw: bytes | None) -> None:
+        _set_identity(cluster.local_identities, tail, raw)
 
     def _service(self, cluster: Cluster, name: str, raw: bytes | None) -> None:
         kind: type[LocalService | ServiceRecord] = ServiceRecord if cluster.foreign else LocalService
@@ -327,3 +337,10 @@ class Mesh:
     def _accept(self, raw_key: bytes) -> None:
         if self.rejected:
             self.forgive(raw_key.decode(errors="backslashreplace"))
+
+
+def _set_identity(identities: dict[int, Mapping[str, str]], tail: str, raw: bytes | None) -> None:
+    if raw is None:
+        identities.pop(int(tail), None)
+    else:
+        identities[int(tail)] = records.decode_identity(raw)

@@ -18,4 +18,4 @@ class Source(NamedTuple):
     foreign: bool
     cluster_id: int
     facet: Facet
-    name: str = ""  # of the node or service
+    name: str = ""  # of the node or service, or where the record stands

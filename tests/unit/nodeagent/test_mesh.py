@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from clustermesh.kvstore.feed import Event
 from clustermesh.wire import keys
 from clustermesh.wire.keys import Kind
+from clustermesh.wire.records import AddressRecord
 from nodeagent.datapath.abi import BackendValue, IpcacheKey, IpcacheValue, Map, ServiceValue
 from nodeagent.mesh import Cluster, Mesh
 from nodeagent.reconciler import Reconciler
@@ -93,6 +94,28 @@ async def test_local_pods_are_those_on_this_node_whichever_record_came_first() -
     assert world.pods == {"10.1.1.5": 65543}
     world.feed("red", Kind.ADDRESSES, of("red", Kind.ADDRESSES, "10.1.1.5", None))
     assert world.pods == {}
+
+
+async def test_an_address_that_moves_out_of_peers_sight_is_never_missed() -> None:
+    world = World()
+    world.feed("red", Kind.NODES, RED_1)
+    record = address("10.1.1.5", "192.0.2.1", 65543)
+
+    def stands(prefix: str, value: AddressRecord | None) -> None:
+        world.mesh.apply(world.mesh.own, Kind.ADDRESSES, prefix, [event(prefix, "10.1.1.5", value)], 1.0)
+
+    public = prefix("red", Kind.ADDRESSES)
+    stands(public, record)
+    before, pods = await world.kernel(), dict(world.pods)
+    assert pods == {"10.1.1.5": 65543}
+    for first, second in ((keys.LOCAL_ADDRESSES, public), (public, keys.LOCAL_ADDRESSES)):
+        for place, value in ((first, record), (second, None)):
+            stands(place, value)
+            assert await world.kernel() == before
+            assert world.pods == pods
+    stands(public, None)
+    assert world.pods == {}
+    assert IpcacheKey.host("10.1.1.5").pack() not in (await world.kernel())[Map.IPCACHE]
 
 
 async def test_a_record_that_does_not_decode_is_named_and_the_last_good_one_stays() -> None:
