@@ -5,8 +5,8 @@ Go's encoder writes every plain field, also an empty one, and a pointer only whe
 """
 
 import ipaddress
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 import zstandard
@@ -15,15 +15,19 @@ from google.protobuf.message import DecodeError, Message
 from clustermesh.wire.errors import RecordError
 from clustermesh.wire.protobuf import endpoint_slice_pb2 as pb
 
+T = TypeVar("T")
+
 # A compressed value of a few bytes may claim any size, so all of these are checked before memory is spent.
 MAX_BYTES = 16 * 1024 * 1024  # of the message, decompressed
-MAX_FIELDS = 50_000
+MAX_FIELDS = 150_000  # of the message and of the messages in it
 # Kubernetes' own limits; its API server lets no larger slice in.
 MAX_ENDPOINTS = 1000
 MAX_ADDRESSES = 100
 MAX_ZONES = 8
 
-_ENDPOINTS_FIELD = 8
+# Messages in the message whose own fields are counted: by path, a list of field numbers.
+_ENDPOINTS = (8,)
+_HINTS = (8, 8)
 _UNKNOWN_SIZE = zstandard.CONTENTSIZE_UNKNOWN
 _FAMILIES: Mapping[str, type[ipaddress.IPv4Address] | type[ipaddress.IPv6Address]] = {
     "IPv4": ipaddress.IPv4Address,
@@ -104,13 +108,13 @@ def decode_message(raw: bytes) -> ClusterEndpointSlice:
     try:
         message = pb.ClusterEndpointSlice.FromString(raw)
         record = ClusterEndpointSlice(
-            cluster=message.cluster,
+            cluster=_text(message.cluster),
             cluster_id=message.clusterID,
-            namespace=message.namespace,
-            name=message.name,
-            labels=dict(message.labels),
-            annotations=dict(message.annotations),
-            address_type=message.addressType,
+            namespace=_text(message.namespace),
+            name=_text(message.name),
+            labels=_texts(message.labels),
+            annotations=_texts(message.annotations),
+            address_type=_text(message.addressType),
             endpoints=tuple(_endpoint(endpoint) for endpoint in message.endpoints),
             ports=tuple(
                 SlicePort(
@@ -151,20 +155,31 @@ def _endpoint(message: pb.Endpoint) -> SliceEndpoint:
     if len(message.hints.forZones) > MAX_ZONES:
         raise RecordError(f"an endpoint with hints for more than {MAX_ZONES} zones")
     return SliceEndpoint(
-        addresses=tuple(message.addresses),
+        addresses=tuple(map(_text, message.addresses)),
         ready=_optional(message.conditions, "ready"),
         serving=_optional(message.conditions, "serving"),
         terminating=_optional(message.conditions, "terminating"),
         hostname=_optional(message, "hostname"),
         node_name=_optional(message, "nodeName"),
         zone=_optional(message, "zone"),
-        for_zones=tuple(zone.name for zone in message.hints.forZones),
-        deprecated_topology=dict(message.deprecatedTopology),
+        for_zones=tuple(_text(zone.name) for zone in message.hints.forZones),
+        deprecated_topology=_texts(message.deprecatedTopology),
     )
 
 
 def _optional(message: Message, field: str) -> Any:
-    return getattr(message, field) if message.HasField(field) else None
+    return _text(getattr(message, field)) if message.HasField(field) else None
+
+
+def _text(value: T) -> T:
+    """The library hands out text that is no UTF-8 as bytes."""
+    if isinstance(value, bytes):
+        raise RecordError(f"not a valid endpoint slice: {value[:32]!r} is not UTF-8")
+    return value
+
+
+def _texts(values: Mapping[str, str]) -> dict[str, str]:
+    return {_text(key): _text(value) for key, value in values.items()}
 
 
 def _check(record: ClusterEndpointSlice) -> None:
@@ -199,12 +214,28 @@ def _decompress(raw: bytes) -> bytes:
 
 
 def _check_fields(raw: bytes) -> None:
-    """Count what the message holds without unpacking it: an empty endpoint takes 2 bytes here, but 100 unpacked."""
-    position = fields = endpoints = 0
-    end = len(raw)
+    """Count what the message holds without unpacking it: an empty field takes 2 bytes here, but 50 or 100 unpacked."""
+    endpoints = fields = 0
+    todo: list[tuple[tuple[int, ...], int, int]] = [((), 0, len(raw))]
+    while todo:
+        path, start, end = todo.pop()
+        for number, begin, finish in _fields(raw, start, end):
+            inner = (*path, number)
+            fields += 1
+            endpoints += inner == _ENDPOINTS
+            if endpoints > MAX_ENDPOINTS:
+                raise RecordError(f"more than {MAX_ENDPOINTS} endpoints")
+            if fields > MAX_FIELDS:
+                raise RecordError(f"more than {MAX_FIELDS} fields")
+            if inner in (_ENDPOINTS, _HINTS):
+                todo.append((inner, begin, finish))
+
+
+def _fields(raw: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, start and end of the content of each field between two positions; numbers' content is left out."""
     while position < end:
         tag, position = _varint(raw, position)
-        number, wire_type = tag >> 3, tag & 7
+        wire_type, length = tag & 7, 0
         if wire_type == 0:
             _, position = _varint(raw, position)
         elif wire_type == 1:
@@ -216,14 +247,9 @@ def _check_fields(raw: bytes) -> None:
             position += 4
         else:
             raise RecordError(f"not a valid endpoint slice: wire type {wire_type}")
-        fields += 1
-        endpoints += number == _ENDPOINTS_FIELD
-        if endpoints > MAX_ENDPOINTS:
-            raise RecordError(f"more than {MAX_ENDPOINTS} endpoints")
-        if fields > MAX_FIELDS:
-            raise RecordError(f"more than {MAX_FIELDS} fields")
-    if position > end:
-        raise RecordError("not a valid endpoint slice: cut off")
+        if position > end:
+            raise RecordError("not a valid endpoint slice: cut off")
+        yield tag >> 3, position - length, position
 
 
 def _varint(raw: bytes, position: int) -> tuple[int, int]:

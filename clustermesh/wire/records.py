@@ -8,7 +8,7 @@ import ipaddress
 from base64 import b64decode
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -51,6 +51,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, gc=False):
         absent = {Kind.SERVICE_EXPORTS} if self.capabilities.service_exports_enabled is msgspec.UNSET else set()
         if not mode:
             absent.add(Kind.ENDPOINT_SLICES)
+        elif mode == SLICES_ONLY:
+            absent.add(Kind.SERVICES)
         return tuple(kind for kind in Kind if kind not in absent)
 
 
@@ -261,9 +263,14 @@ def encode(record: Record) -> bytes:
 
 
 def decode(kind: type[T], raw: bytes) -> T:
-    """Decode a value; RecordError names the field that is wrong."""
+    """Decode a value; RecordError names the field that is wrong. A field that is null counts as absent, as in Go."""
     try:
-        return msgspec.json.decode(raw, type=kind)
+        try:
+            return msgspec.json.decode(raw, type=kind)
+        except msgspec.ValidationError:
+            if b"null" not in raw:
+                raise
+            return msgspec.convert(_without_nulls(msgspec.json.decode(raw)), kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError(f"not a valid {kind.__name__}: {error}") from None
 
@@ -278,6 +285,12 @@ def decode_identity(raw: bytes) -> dict[str, str]:
 
 def encode_identity(labels: Mapping[str, str]) -> bytes:
     return _labels.encode(labels).encode()
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _check_choice(field: str, value: object, *allowed: object) -> None:

@@ -1,15 +1,13 @@
 """Decoders take anything and answer with a record or a RecordError; what they take they give back."""
 
-import contextlib
 import ipaddress
-import json
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clustermesh.wire import labels, names, private, records
+from clustermesh.wire import labels, names, records
 from clustermesh.wire.errors import RecordError
 from clustermesh.wire.identity import Numbering
 from clustermesh.wire.validation import (
@@ -21,33 +19,6 @@ from clustermesh.wire.validation import (
     check_service,
 )
 
-ALL_KINDS = [
-    records.ClusterConfig,
-    records.Node,
-    records.AddressRecord,
-    records.ServiceRecord,
-    private.LocalService,
-    private.AgentReport,
-]
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["IP", "ID", "Name", "id", "backends"]), inner),
-    max_leaves=8,
-)
-
-
-@pytest.mark.parametrize("kind", ALL_KINDS)
-@given(raw=st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
-def test_no_bytes_make_a_decoder_fail_in_another_way_than_record_error(kind: type, raw: bytes) -> None:
-    with contextlib.suppress(RecordError):
-        records.decode(kind, raw)
-
-
-@given(raw=st.binary())
-def test_no_bytes_make_the_label_decoder_fail_in_another_way(raw: bytes) -> None:
-    with contextlib.suppress(RecordError):
-        records.decode_identity(raw)
-
 
 def test_an_error_names_the_field() -> None:
     with pytest.raises(RecordError, match=r"\$\.ID"):
@@ -57,39 +28,6 @@ def test_an_error_names_the_field() -> None:
 def test_unknown_fields_are_ignored() -> None:
     record = records.decode(records.AddressRecord, b'{"IP":"10.0.0.1","ID":7,"FromTheFuture":{"a":[1]}}')
     assert record == records.AddressRecord("10.0.0.1", identity=7)
-
-
-TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
-PORTS = st.dictionaries(TEXT, st.builds(records.Port, st.sampled_from(["TCP", "UDP", "SCTP"]), st.integers(1, 65535)))
-
-
-@given(
-    st.builds(
-        records.ServiceRecord,
-        cluster=TEXT,
-        namespace=TEXT,
-        name=TEXT,
-        frontends=st.dictionaries(TEXT, PORTS, max_size=2),
-        backends=st.dictionaries(TEXT, PORTS, max_size=2),
-        labels=st.dictionaries(TEXT, TEXT, max_size=2),
-        cluster_id=st.integers(0, 511),
-    )
-)
-def test_a_service_comes_back_as_it_was_written(service: records.ServiceRecord) -> None:
-    assert records.decode(records.ServiceRecord, records.encode(service)) == service
-
-
-def test_markup_is_escaped_as_go_does() -> None:
-    service = records.ServiceRecord(cluster="c", namespace="n", name="s", labels={"a": "<&>"}, cluster_id=1)
-    assert rb'{"a":"\u003c\u0026\u003e"}' in records.encode(service)
-
-
-NAME = st.text(st.characters(categories=["L", "N"], include_characters="./-_"), min_size=1, max_size=10)
-
-
-@given(st.dictionaries(NAME.map("k8s:".__add__), NAME, min_size=1))
-def test_labels_come_back_as_they_were_written(given_labels: dict[str, str]) -> None:
-    assert labels.decode(labels.encode(given_labels)) == given_labels
 
 
 def test_labels_are_sorted_by_key_whatever_their_source() -> None:
