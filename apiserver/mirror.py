@@ -141,10 +141,11 @@ class Mirror:
         self._config: ClusterConfig | None = None
         self._error: KvError | PeerError | None = None
         self._connected = False
-        # Event loop clock: what earlier feeds and plain reads saw; the feeds of now know better.
+        # By the event loop's clock, which never jumps. What earlier feeds and plain reads saw; the feeds of
+        # now know better.
         self._proved = float("-inf")
-        self._last_heartbeat = 0.0
-        self._records_changed = 0.0
+        self._last_heartbeat = float("-inf")
+        self._records_changed = float("-inf")
         self._events: Counter[Kind] = Counter()
         self._lists: Counter[Kind] = Counter()
         self._watches = 0  # of sessions that have ended
@@ -157,14 +158,15 @@ class Mirror:
     def view(self) -> MirrorView:
         failures = (feed.error for feed in self._feeds if feed.state is FeedState.RETRYING)
         error = self._error or next(failures, None)
-        silent = time.time() - self._last_heartbeat
+        now = asyncio.get_running_loop().time()
+        silent = now - self._last_heartbeat
         if error is not None:
             state, stage, message = "failed", str(error.stage), _told(error)
         elif not self._connected:
             state, stage, message = "connecting", "", f"connecting to {self._remote.endpoint}"
-        elif self._last_heartbeat and silent > HEARTBEAT_LIMIT:
+        elif HEARTBEAT_LIMIT < silent < float("inf"):
             state, stage = "failed", "heartbeat"
-            message = f"no heartbeat since {timestamp(self._last_heartbeat)}: its API server does not run"
+            message = f"no heartbeat since {timestamp(time.time() - silent)}: its API server does not run"
         else:
             state, stage, message = "connected", "", ""
         return MirrorView(
@@ -172,7 +174,7 @@ class Mirror:
             stage=stage,
             message=message,
             last_event=self._proof_of_life(),
-            changed=self._records_changed,
+            quiet=now - self._records_changed,
             config=self._config,
             kinds=self._config.kinds() if self._config is not None else DATAPATH_KINDS,
             synced=frozenset(self._synced),
@@ -337,7 +339,7 @@ class Mirror:
         async with aclosing(self._heart.batches()) as batches:
             async for batch in batches:
                 if any(event.value is not None for event in batch.events):
-                    self._last_heartbeat = time.time()
+                    self._last_heartbeat = asyncio.get_running_loop().time()
 
     async def _follow_canaries(self, paths: _Paths, canaries: dict[Kind, asyncio.Event]) -> None:
         kinds = {canary.encode(): kind for kind, canary in paths.canaries.items()}
@@ -392,7 +394,7 @@ class Mirror:
                 self._admit(Kind.ADDRESSES, tail, value)
         self._events[kind] += len(batch.events)
         if batch.events:
-            self._records_changed = time.time()
+            self._records_changed = asyncio.get_running_loop().time()
             self._changed()
 
     def _admit(self, kind: Kind, tail: str, value: bytes) -> bool:

@@ -42,16 +42,17 @@ class TrustView(msgspec.Struct, frozen=True):
 
 
 class MirrorView(msgspec.Struct, frozen=True):
-    """What a mirror knows of its peer. Times are Unix seconds, 0 for never.
+    """What a mirror knows of its peer.
 
-    last_event: the last proof of life of the peer's etcd, which a quiet one gives as well.
+    last_event: the last proof of life of the peer's etcd, which a quiet one gives as well; Unix seconds to be shown, 0
+    for never. quiet: seconds since its records changed last, by a clock that does not jump.
     """
 
     state: str = "pending"  # pending, connecting, connected or failed
     stage: str = ""
     message: str = ""
     last_event: float = 0.0
-    changed: float = 0.0  # when the records changed last
+    quiet: float = float("inf")
     config: ClusterConfig | None = None
     kinds: tuple[Kind, ...] = DATAPATH_KINDS  # that the peer exports
     synced: frozenset[Kind] = frozenset()
@@ -76,7 +77,7 @@ def summarise(
     `probed`: whether the peer answers path probes.
     """
     was_applied = any(c.type == "Applied" and c.status == "True" for c in previous.conditions)
-    settling = was_applied and now - mirror.changed < SETTLE
+    settling = was_applied and mirror.quiet < SETTLE
     expected = {kind.value: mirror.records.get(kind, 0) for kind in Kind}
     applicable = {kind.value: mirror.records.get(kind, 0) for kind in DATAPATH_KINDS}
     waiting = {

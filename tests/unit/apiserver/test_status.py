@@ -110,10 +110,11 @@ def test_the_first_obstacle_is_the_reason(trust: TrustView, mirror: MirrorView, 
 
 def test_records_that_just_changed_do_not_make_a_ready_peer_unready_at_once() -> None:
     before = status(report("n1"), report("n2"))
-    moved = msgspec.structs.replace(MIRROR, records=COUNTS | {Kind.ADDRESSES: 11}, changed=NOW)
-    soon = status(report("n1"), report("n2"), mirror=moved, previous=before, now=NOW + 1)
-    late = status(report("n1"), report("n2"), mirror=moved, previous=soon, now=NOW + SETTLE + 1)
-    never_ready = status(report("n1"), report("n2"), mirror=moved, now=NOW + 1)
+    moved = msgspec.structs.replace(MIRROR, records=COUNTS | {Kind.ADDRESSES: 11}, quiet=1.0)
+    settled = msgspec.structs.replace(moved, quiet=SETTLE + 1)
+    soon = status(report("n1"), report("n2"), mirror=moved, previous=before)
+    late = status(report("n1"), report("n2"), mirror=settled, previous=soon)
+    never_ready = status(report("n1"), report("n2"), mirror=moved)
     assert [truths(said)["Ready"] for said in (soon, late, never_ready)] == ["True", "False", "False"]
 
 
