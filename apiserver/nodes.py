@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from apiserver.cluster import ClusterIdentity
 from clustermesh.kube import objects
 from clustermesh.wire import records
+from clustermesh.wire.addresses import canonical
 
 # The other types of node addresses are host names.
 _ADDRESS_TYPES = ("InternalIP", "ExternalIP")
@@ -16,7 +17,7 @@ def compile_node(cluster: ClusterIdentity, node: objects.Node) -> records.Node |
     addresses = tuple(
         records.NodeAddress(address.type, ip)
         for address in node.status.addresses or ()
-        if address.type in _ADDRESS_TYPES and (ip := _canonical(address.address)) is not None
+        if address.type in _ADDRESS_TYPES and (ip := canonical(address.address)) is not None
     )
     if not addresses:
         return None
@@ -35,13 +36,6 @@ def compile_node(cluster: ClusterIdentity, node: objects.Node) -> records.Node |
         labels=node.metadata.labels or None,
         boot_id=node.status.node_info.boot_id,
     )
-
-
-def _canonical(text: str) -> str | None:
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        return None
 
 
 def _ranges(texts: Iterable[str]) -> Iterable[records.Network]:
