@@ -182,19 +182,36 @@ class Secret(KubeObject, frozen=True, gc=False, rename="camel", omit_defaults=Tr
 
 
 class EndpointConditions(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """None: not known. `ready` and `serving` then count as true, `terminating` as false."""
+
     ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class ForZone(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    name: str = ""
+
+
+class EndpointHints(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
+    for_zones: tuple[ForZone, ...] | None = None
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
     addresses: tuple[str, ...] | None = None
     conditions: EndpointConditions | None = None
     hostname: str | None = None
+    node_name: str | None = None
+    zone: str | None = None
+    hints: EndpointHints | None = None
+    deprecated_topology: Mapping[str, str] | None = None  # of slices that were written as v1beta1
 
 
-class EndpointPort(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+class EndpointPort(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
     name: str | None = None
     protocol: str | None = None
     port: int | None = None
+    app_protocol: str | None = None
 
 
 class EndpointSlice(KubeObject, frozen=True, gc=False, rename="camel", omit_defaults=True):
