@@ -13,6 +13,7 @@ from clustermesh.kvstore.feed import Feed
 from clustermesh.kvstore.lease import Lease
 from clustermesh.kvstore.writer import Writer
 from clustermesh.wire import keys, records
+from clustermesh.wire.keys import Kind
 from clustermesh.wire.records import ClusterConfig
 
 log = logging.getLogger(__name__)
@@ -24,13 +25,20 @@ class ControlKeys:
     """Runs until it is cancelled. `set_config` must be called before a reader can begin."""
 
     def __init__(
-        self, cluster: ClusterIdentity, connection: Connection, lease: Lease, *, heartbeat: float = HEARTBEAT
+        self,
+        cluster: ClusterIdentity,
+        connection: Connection,
+        lease: Lease,
+        *,
+        heartbeat: float = HEARTBEAT,
+        slices: bool = True,
     ) -> None:
-        """`heartbeat` in seconds."""
+        """`heartbeat` in seconds. `slices`: whether endpoint slices are written beside the services."""
         self._cluster = cluster
         self._connection = connection
         self._lease = lease
         self._heartbeat = heartbeat
+        self._mode = records.SERVICES_AND_SLICES if slices else ""
         self._writer = Writer(connection, lease)
         self._key = keys.cluster_config(cluster.name)
         self._config: ClusterConfig | None = None
@@ -47,9 +55,13 @@ class ControlKeys:
             synced_canaries=True,
             max_connected_clusters=self._cluster.max_clusters,
             service_exports_enabled=service_exports,
+            endpoint_slices_export_mode=self._mode,
         )
         self._config = ClusterConfig(self._cluster.id, capabilities)
         self._writer.put(self._key, records.encode(self._config))
+        for kind in set(Kind) - set(self._config.kinds()):
+            # An earlier run may have exported it. The canary goes before the records: a list without it is no list.
+            self._writer.delete(keys.state_canary(kind, self._cluster.name))
 
     async def put_canaries(self, lost: asyncio.Event) -> bool:
         """Say that the lists of all kinds that we export are complete. False when etcd lost its content meanwhile.

@@ -92,11 +92,13 @@ class Exporter:
         grace: float = GRACE,
         relevant: LabelFilter = label_filter.DEFAULT,
         default_global: bool = True,
+        slices: bool = True,
         look: float = LOOK,
     ) -> None:
         """`heartbeat`, `grace` (how long an unused identity is kept) and `look` (between two looks for kinds that are
         not installed) in seconds. `relevant`: labels that make an identity. `default_global`: whether peers may know of
-        a namespace that does not say. The lease is run by its owner.
+        a namespace that does not say. `slices`: whether endpoint slices are written beside the services. The lease is
+        run by its owner.
         """
         self._cluster = cluster
         self._client = client
@@ -104,7 +106,7 @@ class Exporter:
         self._metrics = metrics
         self._look = look
         self._outbox = Outbox(cluster.name, connection, lease, health, metrics)
-        self._control = ControlKeys(cluster, connection, lease, heartbeat=heartbeat)
+        self._control = ControlKeys(cluster, connection, lease, heartbeat=heartbeat, slices=slices)
         # Registered after the writers' own listeners: when it wakes us they have queued everything again.
         self._lost = asyncio.Event()
         lease.on_loss(self._lost.set)
@@ -134,6 +136,7 @@ class Exporter:
             ready=lambda: all(self._listed[resource.plural].is_set() for resource in _OF_SERVICES),
             pods_first=self._pods_first,
             is_global=self._namespaces.is_global,
+            slices=slices,
         )
         metrics.watch_objects(Kind.IDENTITIES, self._allocator.table.__len__)
         metrics.watch_objects(Kind.ADDRESSES, self._pods.__len__)

@@ -106,6 +106,11 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Whether peers may know of namespaces without the annotation clustermesh.cilium.io/global.",
 )
 @click.option(
+    "--endpoint-slices/--no-endpoint-slices",
+    default=True,
+    help="Export endpoint slices beside the services; Cilium reads them from 1.20 on.",
+)
+@click.option(
     "--identity",
     help="This replica's name among several, the same after a restart. Default: POD_NAME, or host name and --listen.",
 )
@@ -146,6 +151,7 @@ def cli(
     identity_grace: float,
     relevant_labels: LabelFilter,
     default_global_namespace: bool,
+    endpoint_slices: bool,
     identity: str | None,
     leader_elect: bool,
     leader_elect_lease_duration: int,
@@ -180,6 +186,7 @@ def cli(
         identity_grace=identity_grace,
         relevant_labels=relevant_labels,
         default_global=default_global_namespace,
+        endpoint_slices=endpoint_slices,
         identity=identity or default_identity(listen),
         election=timing if leader_elect else None,
     )

@@ -49,6 +49,7 @@ class Options:
     identity_grace: float  # seconds
     relevant_labels: LabelFilter
     default_global: bool  # whether peers may know of a namespace that does not say
+    endpoint_slices: bool  # whether they are exported beside the services
     identity: str  # of this replica among others
     election: Timing | None  # None: there are no others
 
@@ -140,6 +141,7 @@ class Replica:
             grace=options.identity_grace,
             relevant=options.relevant_labels,
             default_global=options.default_global,
+            slices=options.endpoint_slices,
         )
         peers = PeerManager(
             cluster=options.cluster, client=client, connection=connection, lease=lease, users=users, health=health

@@ -9,10 +9,10 @@ from apiserver.backends import Backends
 from apiserver.cluster import ClusterIdentity
 from apiserver.outbox import LEADING_TO_ADDRESSES, Outbox
 from apiserver.service_exports import ExportTable
-from apiserver.services import ServiceName, ServiceTable
+from apiserver.services import ServiceName, ServiceTable, SliceName, Touched
 from clustermesh.kube.objects import EndpointSlice, Service, ServiceExport
 from clustermesh.kube.reflector import KubeBatch
-from clustermesh.wire import keys, private, records
+from clustermesh.wire import endpoint_slices, keys, private, records
 from clustermesh.wire.keys import Kind
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class ServiceExporter:
     """`ready` tells whether all that Services consist of is known: half of one looks like a deletion.
 
     `pods_first` waits for the addresses that services may lead to; `is_global` tells whether peers may know of a
-    namespace.
+    namespace; `slices` whether endpoint slices are written beside the services.
     """
 
     def __init__(
@@ -37,15 +37,17 @@ class ServiceExporter:
         ready: Callable[[], bool],
         pods_first: Callable[[], Awaitable[None]],
         is_global: Callable[[str], bool],
+        slices: bool,
     ) -> None:
         self._cluster = cluster
         self._outbox = outbox
         self._ready = ready
         self._pods_first = pods_first
         self._is_global = is_global
+        self._slices = slices
         self._services = ServiceTable()
         self._exports = ExportTable()
-        self._touched: set[ServiceName] = set()
+        self._touched = Touched()
         self._backends = Backends()
         self._withdrawn = asyncio.Condition()  # told when a service leads to fewer backends
 
@@ -67,14 +69,15 @@ class ServiceExporter:
 
     async def on_exports(self, batch: KubeBatch[ServiceExport]) -> None:
         for ref in batch.deletes:
-            self._touched |= self._exports.remove_export(ref)
+            self._touched |= Touched(self._exports.remove_export(ref))
         for export in batch.upserts:
-            self._touched |= self._exports.set_export(export)
+            self._touched |= Touched(self._exports.set_export(export))
         await self.export()
 
     def touch(self, namespace: str) -> None:
         """The namespace has become global, or is not any more; `export` will tell peers."""
-        self._touched |= self._services.of_namespace(namespace) | self._exports.of_namespace(namespace)
+        self._touched |= self._services.of_namespace(namespace)
+        self._touched |= Touched(self._exports.of_namespace(namespace))
 
     # What follows from it
 
@@ -84,8 +87,10 @@ class ServiceExporter:
             return
         await self._pods_first()
         # Nothing is awaited from here on, so that the latest state is what is written last.
-        touched, self._touched = self._touched, set()
-        withdrawn = [name for name in touched if self._export(name)]
+        touched, self._touched = self._touched, Touched()
+        withdrawn = [name for name in touched.services if self._export(name)]
+        for slice_name in touched.slices if self._slices else ():
+            self._export_slice(slice_name)
         if withdrawn:
             async with self._withdrawn:
                 self._withdrawn.notify_all()
@@ -112,6 +117,11 @@ class ServiceExporter:
             None if export is None else records.encode(export),
         )
         return self._backends.set(name, () if record is None else record.backends)
+
+    def _export_slice(self, name: SliceName) -> None:
+        record = self._services.compile_slice(self._cluster, name) if self._is_global(name.namespace) else None
+        value = None if record is None else endpoint_slices.encode(record)
+        self._outbox.set(Kind.ENDPOINT_SLICES, keys.endpoint_slice(self._cluster.name, *name), value)
 
     def _compile_export(self, name: ServiceName) -> records.ServiceExport | None:
         try:

@@ -1,15 +1,23 @@
-"""Kubernetes Service and EndpointSlices → the record peers read, and the one this cluster's agents read. No effects."""
+"""Kubernetes Service and EndpointSlices → the record peers read, and the one this cluster's agents read. No effects.
+
+A Service is compiled from what each of its slices gives, and that is worked out once a slice: a change of one endpoint
+costs its own slice and a merge, however large the Service is.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import msgspec
 
 from apiserver.cluster import ClusterIdentity
+from apiserver.endpoint_slices import compile_endpoint_slice
 from clustermesh.kube.objects import Endpoint, EndpointSlice, ObjectRef, Service
+from clustermesh.wire.addresses import canonical
+from clustermesh.wire.endpoint_slices import ClusterEndpointSlice
 from clustermesh.wire.private import LocalService
-from clustermesh.wire.records import Port, PortMaps, ServiceRecord
+from clustermesh.wire.records import BackendZone, ForZone, Port, PortMaps, ServiceRecord
 
 # Each annotation and its old spelling. Where the new one is present, even if senseless, the old one does not count.
 GLOBAL = ("service.cilium.io/global", "io.cilium/global-service")
@@ -19,6 +27,11 @@ AFFINITY = ("service.cilium.io/affinity", "io.cilium/service-affinity")
 _SERVICE_NAME = "kubernetes.io/service-name"
 _MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 _MESH_CONTROLLER = "endpointslice-mesh-controller.cilium.io"  # its slices hold what comes from peers
+_OTHER_PROXY = "service.kubernetes.io/service-proxy-name"  # whoever it names, it is none that follows Cilium's rules
+_ZONE = "topology.kubernetes.io/zone"
+
+_TYPES = ("ClusterIP", "NodePort", "LoadBalancer")
+_PROTOCOLS = ("TCP", "UDP", "SCTP")
 
 
 class ServiceName(NamedTuple):
@@ -26,9 +39,14 @@ class ServiceName(NamedTuple):
     name: str
 
 
+class SliceName(NamedTuple):
+    namespace: str
+    name: str
+
+
 def is_global(service: Service) -> bool:
     """Whether a Service takes part in the mesh at all."""
-    if service.spec.type == "ExternalName":
+    if service.spec.type not in _TYPES or _OTHER_PROXY in (service.metadata.labels or {}):
         return False
     return _is_true(_annotation(service, GLOBAL, "false"))
 
@@ -44,33 +62,67 @@ def affinity(service: Service) -> str:
     return value if value in ("local", "remote") else "none"
 
 
-def compile_service(
-    cluster: ClusterIdentity, service: Service, slices: Sequence[EndpointSlice]
-) -> ServiceRecord | None:
-    """The record for peers. None unless the Service is global, shared and has at least one slice, even an empty one."""
-    if not slices or not is_shared(service):
+@dataclass(frozen=True, slots=True)
+class ReadyBackends:
+    """What slices give to their Service: addresses that take traffic, with ports, and host name and zone if any."""
+
+    ports: PortMaps
+    hostnames: Mapping[str, str]
+    zones: Mapping[str, BackendZone]
+
+
+def compile_backends(piece: EndpointSlice) -> ReadyBackends:
+    """Of several endpoints with one address the first decides."""
+    hostnames: dict[str, str] = {}
+    zones: dict[str, BackendZone] = {}
+    addresses: dict[str, None] = {}
+    for endpoint in _ready(piece):
+        zone = _zone(endpoint)
+        for text in endpoint.addresses or ():
+            address = canonical(text)
+            if address is None or address in addresses:
+                continue
+            addresses[address] = None
+            if endpoint.hostname:
+                hostnames[address] = endpoint.hostname
+            if zone is not None:
+                zones[address] = zone
+    return ReadyBackends(dict.fromkeys(addresses, _ports(piece)), hostnames, zones)
+
+
+def merge(pieces: Sequence[ReadyBackends]) -> ReadyBackends:
+    """All slices of a Service as one. An address in several has the ports of each; else the first slice decides."""
+    ports: dict[str, Mapping[str, Port]] = {}
+    hostnames: dict[str, str] = {}
+    zones: dict[str, BackendZone] = {}
+    for piece in reversed(pieces):
+        both = {address: {**ports[address], **piece.ports[address]} for address in ports.keys() & piece.ports.keys()}
+        ports.update(piece.ports)
+        ports.update(both)
+        hostnames.update(piece.hostnames)
+        zones.update(piece.zones)
+    return ReadyBackends(ports, hostnames, zones)
+
+
+def compile_service(cluster: ClusterIdentity, service: Service, backends: ReadyBackends | None) -> ServiceRecord | None:
+    """The record for peers. None unless the Service is shared, has its cluster IP or none for good, and any slice."""
+    if backends is None or not is_shared(service) or not (service.spec.cluster_ip or service.spec.cluster_ips):
         return None
-    hostnames = {
-        address: endpoint.hostname
-        for piece in slices
-        for endpoint in _ready(piece)
-        for address in endpoint.addresses or ()
-        if endpoint.hostname
-    }
     return ServiceRecord(
         cluster=cluster.name,
         namespace=service.namespace,
         name=service.name,
         frontends=_frontends(service),
-        backends=_backends(slices),
-        hostnames=hostnames or msgspec.UNSET,
+        backends=backends.ports,
+        hostnames=backends.hostnames or msgspec.UNSET,
+        zones=backends.zones or msgspec.UNSET,
         labels=service.metadata.labels or {},
         selector=service.spec.selector or {},
         cluster_id=cluster.id,
     )
 
 
-def compile_local(service: Service, slices: Sequence[EndpointSlice]) -> LocalService | None:
+def compile_local(service: Service, backends: ReadyBackends | None) -> LocalService | None:
     """The record for this cluster's agents. A Service without backends here may have some at a peer."""
     if not is_global(service):
         return None
@@ -78,7 +130,7 @@ def compile_local(service: Service, slices: Sequence[EndpointSlice]) -> LocalSer
         namespace=service.namespace,
         name=service.name,
         frontends=_frontends(service),
-        backends=_backends(slices),
+        backends={} if backends is None else backends.ports,
         is_global=True,
         shared=is_shared(service),
         affinity=affinity(service),
@@ -86,31 +138,40 @@ def compile_local(service: Service, slices: Sequence[EndpointSlice]) -> LocalSer
 
 
 def _frontends(service: Service) -> PortMaps:
+    """Every cluster IP with every port. Node ports, external IPs and those of load balancers stay at home."""
+    ports: dict[str, Port] = {}
+    for port in service.spec.ports or ():
+        if 0 < port.port < 65536:
+            ports.setdefault(port.name, Port(port.protocol, port.port))
     listed = service.spec.cluster_ips or (service.spec.cluster_ip,)
-    ports = {port.name: Port(port.protocol, port.port) for port in service.spec.ports or ()}
-    return {ip: ports for ip in listed if ip not in ("", "None")}
+    return {address: ports for text in listed if (address := canonical(text)) is not None}
 
 
-def _backends(slices: Iterable[EndpointSlice]) -> PortMaps:
-    backends: dict[str, dict[str, Port]] = {}
-    for piece in slices:
-        # A port without number means "any"; there is no way to say that on the wire.
-        ports = {
-            port.name or "": Port(port.protocol or "TCP", port.port)
-            for port in piece.ports or ()
-            if port.port is not None
-        }
-        for endpoint in _ready(piece):
-            for address in endpoint.addresses or ():
-                backends.setdefault(address, {}).update(ports)
-    return backends
+def _ports(piece: EndpointSlice) -> dict[str, Port]:
+    # A port without number means "any"; there is no way to say that on the wire.
+    return {
+        port.name or "": Port(port.protocol or "TCP", port.port)
+        for port in piece.ports or ()
+        if port.port is not None and 0 < port.port < 65536 and (port.protocol or "TCP") in _PROTOCOLS
+    }
 
 
 def _ready(piece: EndpointSlice) -> Iterable[Endpoint]:
     """Endpoints that take traffic; readiness that is not known counts as ready, as Kubernetes says."""
+    if piece.address_type not in ("IPv4", "IPv6"):
+        return
     for endpoint in piece.endpoints or ():
         if endpoint.conditions is None or endpoint.conditions.ready is not False:
             yield endpoint
+
+
+def _zone(endpoint: Endpoint) -> BackendZone | None:
+    """Hints without a zone say nothing to a reader."""
+    zone = endpoint.zone if endpoint.zone is not None else (endpoint.deprecated_topology or {}).get(_ZONE)
+    if not zone:
+        return None
+    hints = (endpoint.hints.for_zones if endpoint.hints is not None else None) or ()
+    return BackendZone(zone, tuple(ForZone(hint.name) for hint in hints))
 
 
 def _annotation(service: Service, spellings: tuple[str, str], default: str) -> str:
@@ -122,63 +183,102 @@ def _is_true(text: str) -> bool:
     return text.lower() == "true"
 
 
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What a change may have changed in etcd."""
+
+    services: set[ServiceName] = field(default_factory=set)
+    slices: set[SliceName] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.services or self.slices)
+
+    def __ior__(self, other: "Touched") -> "Touched":
+        self.services.update(other.services)
+        self.slices.update(other.slices)
+        return self
+
+
+@dataclass
+class _Slice:
+    object: EndpointSlice
+
+    @cached_property
+    def backends(self) -> ReadyBackends:
+        return compile_backends(self.object)
+
+
 @dataclass(slots=True)
 class ServiceTable:
-    """Services with their slices, found by either; every change names the Services it touches."""
+    """Services with their slices, found by either; every change names what it touches."""
 
     _services: dict[ServiceName, Service] = field(default_factory=dict)
-    _slices: dict[ServiceName, dict[str, EndpointSlice]] = field(default_factory=dict)  # by Service, then slice name
-    _owner_of_slice: dict[ServiceName, ServiceName] = field(default_factory=dict)  # (namespace, slice name) → Service
+    _slices: dict[ServiceName, dict[SliceName, _Slice]] = field(default_factory=dict)  # by Service
+    _owner_of_slice: dict[SliceName, ServiceName] = field(default_factory=dict)
 
-    def set_service(self, service: Service) -> set[ServiceName]:
+    def set_service(self, service: Service) -> Touched:
         name = ServiceName(service.namespace, service.name)
-        self._services[name] = service
-        return {name}
+        before, self._services[name] = self._services.get(name), service
+        if is_shared(service) == (before is not None and is_shared(before)):
+            return Touched({name})
+        return Touched({name}, self._slices_of(name))
 
-    def remove_service(self, ref: ObjectRef) -> set[ServiceName]:
+    def remove_service(self, ref: ObjectRef) -> Touched:
         name = ServiceName(ref.namespace, ref.name)
-        return {name} if self._services.pop(name, None) is not None else set()
+        if self._services.pop(name, None) is None:
+            return Touched()
+        return Touched({name}, self._slices_of(name))
 
-    def set_slice(self, piece: EndpointSlice) -> set[ServiceName]:
+    def set_slice(self, piece: EndpointSlice) -> Touched:
+        key = SliceName(piece.namespace, piece.name)
         labels = piece.metadata.labels or {}
-        key = ServiceName(piece.namespace, piece.name)
         service_name = labels.get(_SERVICE_NAME)
-        follows = (
-            service_name and labels.get(_MANAGED_BY) != _MESH_CONTROLLER and piece.address_type in ("IPv4", "IPv6")
-        )
+        follows = bool(service_name) and labels.get(_MANAGED_BY) != _MESH_CONTROLLER
         owner = ServiceName(piece.namespace, service_name) if follows and service_name else None
-        touched = self._forget_slice(key) if self._owner_of_slice.get(key) != owner else set()
+        touched = self._forget_slice(key) if self._owner_of_slice.get(key) != owner else Touched()
         if owner is not None:
             self._owner_of_slice[key] = owner
-            self._slices.setdefault(owner, {})[piece.name] = piece
-            touched.add(owner)
+            self._slices.setdefault(owner, {})[key] = _Slice(piece)
+            touched |= Touched({owner}, {key})
         return touched
 
-    def remove_slice(self, ref: ObjectRef) -> set[ServiceName]:
-        return self._forget_slice(ServiceName(ref.namespace, ref.name))
+    def remove_slice(self, ref: ObjectRef) -> Touched:
+        return self._forget_slice(SliceName(ref.namespace, ref.name))
 
     def service(self, name: ServiceName) -> Service | None:
         return self._services.get(name)
 
-    def of_namespace(self, namespace: str) -> set[ServiceName]:
-        return {name for name in self._services if name.namespace == namespace}
+    def of_namespace(self, namespace: str) -> Touched:
+        names = {name for name in self._services if name.namespace == namespace}
+        return Touched(names, {key for name in names for key in self._slices_of(name)})
 
     def compile(self, cluster: ClusterIdentity, name: ServiceName) -> tuple[ServiceRecord | None, LocalService | None]:
         """Both records of a Service as it stands; None for what must not be in etcd."""
         service = self._services.get(name)
-        if service is None:
+        if service is None or not is_global(service):
             return None, None
-        slices: Mapping[str, EndpointSlice] = self._slices.get(name, {})
+        slices = self._slices.get(name, {})
         # In order of names, so that the same state always gives the same bytes.
-        ordered = [slices[key] for key in sorted(slices)]
-        return compile_service(cluster, service, ordered), compile_local(service, ordered)
+        backends = merge([slices[key].backends for key in sorted(slices)]) if slices else None
+        return compile_service(cluster, service, backends), compile_local(service, backends)
 
-    def _forget_slice(self, key: ServiceName) -> set[ServiceName]:
+    def compile_slice(self, cluster: ClusterIdentity, key: SliceName) -> ClusterEndpointSlice | None:
+        """The record of a slice as it stands; None unless it belongs to a shared Service."""
+        owner = self._owner_of_slice.get(key)
+        service = self._services.get(owner) if owner is not None else None
+        if owner is None or service is None or not is_shared(service):
+            return None
+        return compile_endpoint_slice(cluster, self._slices[owner][key].object)
+
+    def _slices_of(self, name: ServiceName) -> set[SliceName]:
+        return set(self._slices.get(name, ()))
+
+    def _forget_slice(self, key: SliceName) -> Touched:
         owner = self._owner_of_slice.pop(key, None)
         if owner is None:
-            return set()
+            return Touched()
         pieces = self._slices[owner]
-        del pieces[key.name]
+        del pieces[key]
         if not pieces:
             del self._slices[owner]
-        return {owner}
+        return Touched({owner}, {key})

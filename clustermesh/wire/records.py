@@ -169,7 +169,7 @@ class ServiceRecord(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_on
     frontends: PortMaps = {}
     backends: PortMaps = {}
     hostnames: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
-    zones: Mapping[str, BackendZone] | msgspec.UnsetType = msgspec.UNSET  # by backend address; from Cilium 1.18 on
+    zones: Mapping[str, BackendZone] | msgspec.UnsetType = msgspec.UNSET  # by backend address; from Cilium 1.19 on
     labels: Mapping[str, str] = {}
     selector: Mapping[str, str] = {}
     include_external: bool = True
