@@ -137,6 +137,7 @@ class Mirror:
         self._accepted: dict[Kind, set[str]] = {kind: set() for kind in Kind}
         self._outside: dict[str, bytes] = {}  # addresses that wait for their node: tail → value
         self._synced: set[Kind] = set()
+        self._current: set[Kind] = set()  # complete in this session
         self._feeds: list[Feed] = []
         self._config: ClusterConfig | None = None
         self._error: KvError | PeerError | None = None
@@ -150,6 +151,11 @@ class Mirror:
         self._lists: Counter[Kind] = Counter()
         self._watches = 0  # of sessions that have ended
         self._heart: Feed | None = None
+
+    @property
+    def current(self) -> frozenset[Kind]:
+        """Kinds whose list of this session is complete in the own etcd, and which are followed since."""
+        return frozenset(self._current)
 
     async def update_tls(self, tls: TlsPem) -> None:
         """Use a renewed certificate or another CA from now on."""
@@ -435,6 +441,7 @@ class Mirror:
         self._writer.put(keys.cache_canary(kind, self._peer.name), timestamp(time.time()).encode())
         await self._flush()
         self._synced.add(kind)
+        self._current.add(kind)
         self._changed()
         log.info("peer %s: %d %s mirrored", self._peer.name, len(self._accepted[kind]), kind)
 

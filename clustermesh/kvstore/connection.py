@@ -6,8 +6,8 @@ when files change, and an answer to the question why it does not work.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 CALL_TIMEOUT = 10.0
 PAGE_TIMEOUT = 30.0
 FILES_CHECK = 1.0
+
+# Keys per page of a list: etcd walks the index behind each page to its end, so that small pages cost it much more.
+PAGE = 10_000
 
 # Stages that speak of one endpoint, so that another one may do better.
 _ENDPOINT_STAGES = frozenset({Stage.DNS, Stage.TCP, Stage.TLS, Stage.UNAVAILABLE, Stage.TIMEOUT})
@@ -170,21 +173,38 @@ class Connection:
         request = pb.RangeRequest(key=key, range_end=end, limit=limit, revision=revision, keys_only=keys_only)
         return await self.unary(lambda session: session.kv.Range, request, timeout=timeout)
 
-    async def list(self, prefix: Key, *, page: int = 5000) -> AsyncIterator[list[KeyValue]]:
+    async def list(self, prefix: Key, *, page: int = PAGE) -> AsyncGenerator[list[KeyValue], None]:
         """All keys under a prefix, in order, in pages, as they stood when the first page was read.
 
         Raises KvError(COMPACTED) if that revision goes away between pages: start again.
         """
         start, end = prefix_range(prefix)
-        revision = 0
-        while True:
-            answer = await self.range(start, end, limit=page, revision=revision)
-            if answer.kvs:
-                yield answer.kvs
-            if not answer.more:
-                return
-            revision = revision or answer.revision
-            start = successor(answer.kvs[-1].key)
+        async with aclosing(self.pages(start, end, page=page)) as answers:
+            async for answer in answers:
+                if answer.kvs:
+                    yield [_key_value(kv) for kv in answer.kvs]
+
+    async def pages(self, start: bytes, end: bytes | None, *, page: int) -> AsyncGenerator[Any, None]:
+        """A range as etcd's own messages, pinned to the first one's revision; the next is under way while one is used.
+
+        Raises KvError(REPLACED) if another store answers between pages.
+        """
+        answer = await self.range_raw(start, end, limit=page, revision=0)
+        header = answer.header
+        while answer.more:
+            ahead = asyncio.create_task(
+                self.range_raw(successor(answer.kvs[-1].key), end, limit=page, revision=header.revision)
+            )
+            try:
+                yield answer
+            except GeneratorExit:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
+                raise
+            answer = await ahead
+            if answer.header.cluster_id != header.cluster_id:
+                raise KvError(Stage.REPLACED, "another etcd cluster answers within a list", self.endpoint)
+        yield answer
 
     async def count(self, prefix: Key) -> int:
         """How many keys there are under a prefix."""
@@ -217,8 +237,13 @@ class Connection:
         return int(response.deleted)
 
     async def commit(self, changes: Sequence[Change]) -> int:
-        """Apply changes in one revision, which is returned. Each key at most once; etcd takes 128 by default."""
-        request = pb.TxnRequest(success=[_operation(change) for change in changes])
+        """Apply changes in one revision, which is returned. Each key at most once; etcd takes 128 by default.
+
+        Raises KvError(TOO_MANY) beyond what this etcd takes.
+        """
+        request = pb.TxnRequest()
+        for change in changes:
+            _add(request, change)
         response = await self.unary(lambda session: session.kv.Txn, request)
         return int(response.header.revision)
 
@@ -237,7 +262,8 @@ class Connection:
     async def _guarded(self, change: Change, mod_revision: int) -> Outcome:
         guard = pb.Compare(result=pb.Compare.EQUAL, target=pb.Compare.MOD, key=change.key, mod_revision=mod_revision)
         look = pb.RequestOp(request_range=pb.RangeRequest(key=change.key))
-        request = pb.TxnRequest(compare=[guard], success=[_operation(change)], failure=[look])
+        request = pb.TxnRequest(compare=[guard], failure=[look])
+        _add(request, change)
         response = await self.unary(lambda session: session.kv.Txn, request)
         current = None
         if not response.succeeded:
@@ -267,10 +293,18 @@ class Connection:
         async with self.session() as session:
             response = await session.outcome(method(session)(request, timeout=timeout))
         header = response.header
-        self.cluster_id = header.cluster_id
+        known, self.cluster_id = self.cluster_id, header.cluster_id
         self.revision = header.revision
         self.last_error = None
+        if known not in (None, header.cluster_id):
+            await self._replaced(session, known)
         return response
+
+    async def _replaced(self, session: Session, known: int | None) -> None:
+        """Another store answers: streams that were opened on the old one have to look again, at once."""
+        log.warning("%s: etcd cluster %x answers instead of %x", self.endpoint, self.cluster_id, known)
+        if session is self._session:
+            await self._drop_session()
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
@@ -345,7 +379,13 @@ def _key_value(kv: Any) -> KeyValue:
     return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.lease)
 
 
-def _operation(change: Change) -> Any:
+def _add(request: Any, change: Change) -> None:
+    """Filled in place: built and then copied into the transaction, an operation costs twice as much."""
+    operation = request.success.add()
     if change.value is None:
-        return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=change.key))
-    return pb.RequestOp(request_put=pb.PutRequest(key=change.key, value=change.value, lease=change.lease))
+        operation.request_delete_range.key = change.key
+        return
+    put = operation.request_put
+    put.key, put.value = change.key, change.value
+    if change.lease:
+        put.lease = change.lease

@@ -17,6 +17,7 @@ class Stage(StrEnum):
     UNAVAILABLE = "unavailable"  # connected, but etcd cannot serve now
     TIMEOUT = "timeout"  # connected, but no answer in time
     TOO_LARGE = "too-large"  # this request will never be accepted: it is too big
+    TOO_MANY = "too-many-operations"  # etcd takes smaller transactions only
     FULL = "full"  # etcd's space quota is used up
     LEASE = "lease"  # the lease does not live any more
     EXISTS = "exists"  # the user, role or lease is there already

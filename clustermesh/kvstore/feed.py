@@ -4,22 +4,26 @@ A feed lists the prefix at one revision and watches from the next one on. What b
 connection, frozen server, new certificates) only makes it resume where it was. It lists again only when it has to:
 the history it needs was compacted, or another store answers (an emptied or restored etcd). A new list is compared with
 what was known, so the consumer sees changes and deletions alone, and the old state holds until the new one is complete.
+
+A consumer that knows by itself what it has needs no second memory: an unremembering feed gives him lists as they are.
 """
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from enum import StrEnum
+from heapq import nlargest
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import msgspec
 
 from clustermesh.kvstore.backoff import Backoff
-from clustermesh.kvstore.connection import Connection
+from clustermesh.kvstore.connection import PAGE, Connection
 from clustermesh.kvstore.errors import KvError, Stage
-from clustermesh.kvstore.keyspace import prefix_range, successor
+from clustermesh.kvstore.keyspace import prefix_range
 from clustermesh.kvstore.rpc import etcd_pb2 as pb
 from clustermesh.kvstore.session import Session
 from clustermesh.tasks import end
@@ -32,8 +36,13 @@ CREATE_TIMEOUT = 10.0
 # With this, an etcd member that has lost its leader ends the watch instead of keeping silent.
 _REQUIRE_LEADER = (("hasleader", "true"),)
 
-# Failures that only a new list can mend.
+# Failures that only a new list can mend. Whoever reads the same etcd has the same to do, so chance spreads the lists
+# over this many seconds.
 _LIST_AGAIN = frozenset({Stage.COMPACTED, Stage.FUTURE, Stage.REPLACED})
+_SPREAD = 1.0
+
+# By how many of its latest keys a store is recognised, lest they are all deleted when it comes to that.
+_RECENT = 64
 
 
 class Event(NamedTuple):
@@ -48,11 +57,13 @@ class Batch(msgspec.Struct, frozen=True):
     """Changes in order, each revision whole. synced is true exactly on the batch that completes a list.
 
     revision: the store's revision that these events lead to (for a list: the one it is pinned to, reached when synced).
+    listed: part of a list.
     """
 
     events: list[Event]
     revision: int
     synced: bool = False
+    listed: bool = False
 
 
 class FeedState(StrEnum):
@@ -64,22 +75,38 @@ class FeedState(StrEnum):
 class Feed:
     """Changes under a prefix. Remembers no values, only {key: revision of its last change}.
 
+    exact: `prefix` is a single key. remember: without it nothing is remembered: a list, also one made again, brings
+    every key, and what is gone the consumer finds by its absence. lists: held while a list is made, so that those who
+    share it list one after another.
     page: keys per page of a list; progress: seconds between two signs of life that are asked of a quiet server.
     state and error (while RETRYING) tell how it stands, last_event when (event loop clock) the server last showed
     that this feed is up to date with it, watches how often it has begun to watch.
     """
 
-    def __init__(self, connection: Connection, prefix: str, *, page: int = 5000, progress: float = 5.0) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        prefix: str,
+        *,
+        exact: bool = False,
+        remember: bool = True,
+        lists: asyncio.Lock | None = None,
+        page: int = PAGE,
+        progress: float = 5.0,
+    ) -> None:
         self.prefix = prefix
         self.state = FeedState.LISTING
         self.error: KvError | None = None
         self.last_event = float("-inf")
         self.watches = 0
         self._connection = connection
-        self._start, self._end = prefix_range(prefix)
+        self._start, self._end = (prefix.encode(), b"") if exact else prefix_range(prefix)
+        self._remember = remember
+        self._lists = lists
         self._page = page
         self._progress = progress
         self._known: dict[bytes, int] = {}
+        self._recent: dict[bytes, int] = {}  # the keys that were put last, the last one at the end
         self._cluster_id = 0
         self._next = 0  # the first revision not delivered yet; 0: list first
 
@@ -89,16 +116,25 @@ class Feed:
         while True:
             try:
                 if not self._next:
-                    async with aclosing(self._list()) as pages:
+                    completing = None
+                    async with AsyncExitStack() as turn:
+                        if self._lists is not None:
+                            await turn.enter_async_context(self._lists)
+                        pages = await turn.enter_async_context(aclosing(self._list()))
                         async for batch in pages:
-                            yield batch
+                            if batch.synced:
+                                completing = batch
+                            else:
+                                yield batch
+                    if completing is not None:
+                        yield completing
                 async with aclosing(self._watch()) as changes:
                     async for batch in changes:
                         backoff.reset()
                         yield batch
             except KvError as error:
                 self._note_failure(error)
-                await asyncio.sleep(backoff.next())
+                await asyncio.sleep(backoff.next() + (0.0 if self._next else random.uniform(0.0, _SPREAD)))
 
     def _note_failure(self, error: KvError) -> None:
         if self.error is None or self.error.stage is not error.stage:
@@ -120,39 +156,39 @@ class Feed:
     async def _list(self) -> AsyncGenerator[Batch, None]:
         if self.error is None:
             self.state = FeedState.LISTING
-        start, revision = self._start, 0
+        revision = 0
         stale = set(self._known)
-        while True:
-            response = await self._connection.range_raw(start, self._end, limit=self._page, revision=revision)
-            self._alive()
-            if not revision:
-                revision = response.header.revision
-                if response.header.cluster_id != self._cluster_id:
-                    self._cluster_id = response.header.cluster_id
-                    self._distrust()
-            events = self._listed(response.kvs, stale)
-            if not response.more:
-                break
-            start = successor(response.kvs[-1].key)
-            if events:
-                yield Batch(events, revision)
+        events: list[Event] = []
+        self._recent.clear()
+        async with aclosing(self._connection.pages(self._start, self._end, page=self._page)) as pages:
+            async for response in pages:
+                self._alive()
+                if not revision:
+                    revision = response.header.revision
+                    if response.header.cluster_id != self._cluster_id:
+                        self._cluster_id = response.header.cluster_id
+                        self._distrust()
+                if events:
+                    yield Batch(events, revision, listed=True)
+                events = self._listed(response.kvs, stale)
         for key in stale:
             del self._known[key]
             events.append(Event(key, None, revision))
         self._next = revision + 1
-        yield Batch(events, revision, synced=True)
+        yield Batch(events, revision, synced=True, listed=True)
 
     def _listed(self, kvs: Any, stale: set[bytes]) -> list[Event]:
         """The new and changed ones of a page; all of them are no longer stale."""
+        found = [Event(kv.key, kv.value, kv.mod_revision) for kv in kvs]
+        recent = [*self._recent.items(), *((key, revision) for key, _, revision in found)]
+        self._recent = dict(reversed(nlargest(_RECENT, recent, key=itemgetter(1))))
+        if not self._remember:
+            return found
         known = self._known
-        events = []
         if stale:
-            stale.difference_update([kv.key for kv in kvs])
-        for kv in kvs:
-            key, revision = kv.key, kv.mod_revision
-            if known.get(key) != revision:
-                known[key] = revision
-                events.append(Event(key, kv.value, revision))
+            stale.difference_update([key for key, _, _ in found])
+        events = [event for event in found if known.get(event.key) != event.mod_revision]
+        known.update([(key, revision) for key, _, revision in events])
         return events
 
     async def _watch(self) -> AsyncGenerator[Batch, None]:
@@ -209,18 +245,21 @@ class Feed:
         revisions may have passed ours by now; so the key that changed last is looked up at the revision we know.
         """
         endpoint = str(session.endpoint)
-        if header.cluster_id != self._cluster_id:
-            raise KvError(Stage.REPLACED, f"another etcd cluster answers ({header.cluster_id:x})", endpoint)
+        self._check_cluster(header, session)
         seen = self._next - 1
         if header.revision < seen:
             raise KvError(Stage.REPLACED, f"the store went back from revision {seen} to {header.revision}", endpoint)
-        newest = max(self._known.items(), key=itemgetter(1), default=None)
-        if newest is None:
+        if not self._recent:
             return
-        key, revision = newest
+        key, revision = next(reversed(self._recent.items()))
         page = await self._connection.range(key, revision=seen, keys_only=True)
         if not page.kvs or page.kvs[0].mod_revision != revision:
             raise KvError(Stage.REPLACED, f"the store does not know revision {revision} of {key.decode()}", endpoint)
+
+    def _check_cluster(self, header: Any, session: Session) -> None:
+        if header.cluster_id != self._cluster_id:
+            what = f"another etcd cluster answers ({header.cluster_id:x})"
+            raise KvError(Stage.REPLACED, what, str(session.endpoint))
 
     async def _read(self, session: Session, call: Any) -> AsyncGenerator[Batch, None]:
         held: list[Any] = []
@@ -229,6 +268,7 @@ class Feed:
             self._alive()
             if response.canceled:
                 raise _refusal(response, session)
+            self._check_cluster(response.header, session)
             if response.events:
                 changes, held = [*held, *response.events], []
                 if response.fragment:
@@ -248,18 +288,30 @@ class Feed:
 
     def _changed(self, changes: Any) -> list[Event]:
         """What is new to us of etcd's events."""
-        known = self._known
+        known, remember = self._known, self._remember
         events = []
         for change in changes:
             kv = change.kv
             key, revision = kv.key, kv.mod_revision
             if change.type:  # DELETE
-                if known.pop(key, None) is not None:
+                self._recent.pop(key, None)
+                if not remember or known.pop(key, None) is not None:
                     events.append(Event(key, None, revision))
-            elif known.get(key) != revision:
-                known[key] = revision
-                events.append(Event(key, kv.value, revision))
+            else:
+                self._note_recent(key, revision)
+                if not remember:
+                    events.append(Event(key, kv.value, revision))
+                elif known.get(key) != revision:
+                    known[key] = revision
+                    events.append(Event(key, kv.value, revision))
         return events
+
+    def _note_recent(self, key: bytes, revision: int) -> None:
+        recent = self._recent
+        recent.pop(key, None)
+        recent[key] = revision
+        if len(recent) > _RECENT:
+            del recent[next(iter(recent))]
 
     async def _pulse(self, session: Session, call: Any) -> KvError | None:
         """Ask for signs of life; end the call when there are none or when the session is retired.
@@ -271,7 +323,9 @@ class Feed:
         progress = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
         try:
             while True:
-                await asyncio.sleep(self._progress)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._progress):
+                        await session.leave.wait()
                 await self._connection.refresh()
                 if session.retired:
                     call.cancel()

@@ -58,6 +58,7 @@ _BY_TEXT = (
     ("not found", Stage.MISSING),
     ("not granted", Stage.MISSING),
     ("space exceeded", Stage.FULL),
+    ("too many operations", Stage.TOO_MANY),
     ("request is too large", Stage.TOO_LARGE),
     ("larger than max", Stage.TOO_LARGE),
     ("user name is empty", Stage.AUTHENTICATION),
@@ -69,6 +70,7 @@ _REMEDIES = {
     Stage.PERMISSION: "give this user a role for the key range",
     Stage.AUTHENTICATION: "etcd takes the user from the certificate's common name",
     Stage.FULL: "compact and defragment etcd or raise its quota, then disarm the alarm",
+    Stage.TOO_MANY: "raise etcd's --max-txn-ops",
     Stage.TOO_LARGE: "split the value or raise etcd's --max-request-bytes",
 }
 
@@ -90,12 +92,12 @@ def etcd_error(code: StatusCode, text: str, endpoint: str) -> KvError:
 
 
 class Session:
-    """A channel and its stubs; `retired` says that new calls should go elsewhere."""
+    """A channel and its stubs; once `leave` is set, new calls and long-lived streams should go elsewhere."""
 
     def __init__(self, endpoint: Endpoint, pem: TlsPem | None, server_name: str | None) -> None:
         """Raises KvError(CREDENTIALS); connects on the first call."""
         self.endpoint = endpoint
-        self.retired = False
+        self.leave = asyncio.Event()
         self._server_name = server_name
         self._context: ssl.SSLContext | None = None
         self._users = 0
@@ -119,6 +121,10 @@ class Session:
         self.auth: Any = etcd_pb2_grpc.AuthStub(self._channel)
         self.maintenance: Any = etcd_pb2_grpc.MaintenanceStub(self._channel)
 
+    @property
+    def retired(self) -> bool:
+        return self.leave.is_set()
+
     async def __aenter__(self) -> "Session":
         self._users += 1
         return self
@@ -129,12 +135,12 @@ class Session:
 
     async def retire(self) -> None:
         """Take no new users and close behind the last one."""
-        self.retired = True
+        self.leave.set()
         await self._close_if_idle()
 
     async def close(self) -> None:
         """Close now; calls under way fail."""
-        self.retired = True
+        self.leave.set()
         await self._channel.close(grace=None)
 
     async def _close_if_idle(self) -> None:

@@ -9,11 +9,12 @@ noted, but several transactions travel at once: whoever needs one write before a
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from operator import itemgetter
 
 from clustermesh.kvstore.backoff import Backoff
-from clustermesh.kvstore.connection import Change, Connection
+from clustermesh.kvstore.connection import Change, Connection, KeyValue
 from clustermesh.kvstore.errors import KvError, Stage
 from clustermesh.kvstore.keyspace import Key, to_bytes
 from clustermesh.kvstore.lease import Lease
@@ -26,6 +27,13 @@ MAX_BYTES = 1_000_000
 # Waiting does not help with these until somebody acts, so flush() tells instead of waiting; the writes go on trying.
 _TELL = frozenset({Stage.PERMISSION, Stage.AUTHENTICATION, Stage.FULL})
 
+# Operations a transaction: what we try, as long as an etcd takes it, and what every etcd takes.
+MAX_OPS = 1024
+SAFE_OPS = 128
+
+# Writes that may wait before room() holds up whoever makes more of them.
+ROOM = 16_384
+
 # Where a key stands in the queue: numbers that only grow.
 Turn = int
 
@@ -33,11 +41,13 @@ Turn = int
 class Writer:
     """Wanted keys and the way to etcd. lease None writes keys that stay.
 
-    max_ops: operations a transaction (etcd's --max-txn-ops); in_flight: transactions at a time.
+    max_ops: operations a transaction, fewer once etcd refuses that many; in_flight: transactions at a time.
     rejected: keys whose value etcd will never take, with the reason, until they are put or deleted again.
     """
 
-    def __init__(self, connection: Connection, lease: Lease | None, *, max_ops: int = 128, in_flight: int = 4) -> None:
+    def __init__(
+        self, connection: Connection, lease: Lease | None, *, max_ops: int = MAX_OPS, in_flight: int = 4
+    ) -> None:
         self.error: KvError | None = None
         self.rejected: dict[bytes, KvError] = {}
         self._connection = connection
@@ -54,6 +64,8 @@ class Writer:
         self._turn = 0
         self._work = asyncio.Event()
         self._lost = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
         self._waiters: list[tuple[Turn, asyncio.Future[None]]] = []
         if lease is not None:
             lease.on_loss(self._lost.set)
@@ -88,19 +100,29 @@ class Writer:
             return self._wanted[name]
         return (self._adopted[name] or b"") if name in self._adopted else None
 
+    async def room(self) -> None:
+        """Wait while too many writes wait. Whoever reads what he puts elsewhere stops reading meanwhile."""
+        await self._room.wait()
+
     async def adopt(self, prefix: Key) -> int:
         """Learn what is under a prefix that belongs to this writer, before the first put there; returns how many keys.
 
         Needs the lease's run() to be running. Raises KvError.
         """
-        lease_id = await self._lease.granted() if self._lease is not None else 0
         found = 0
-        async for page in self._connection.list(prefix):
+        async for page in self.adopting(prefix):
             found += len(page)
-            for kv in page:
-                if kv.key not in self._wanted and kv.key not in self._pending:
-                    self._adopted[kv.key] = kv.value if kv.lease == lease_id else None
         return found
+
+    async def adopting(self, prefix: Key) -> AsyncGenerator[list[KeyValue], None]:
+        """The same page by page, for who wants to see what is there and puts it as it comes."""
+        lease_id = await self._lease.granted() if self._lease is not None else 0
+        async with aclosing(self._connection.list(prefix)) as pages:
+            async for page in pages:
+                for kv in page:
+                    if kv.key not in self._wanted and kv.key not in self._pending:
+                        self._adopted[kv.key] = kv.value if kv.lease == lease_id else None
+                yield page
 
     def prune(self, prefix: Key) -> int:
         """Delete adopted keys under prefix that nobody has put since; returns how many.
@@ -139,6 +161,8 @@ class Writer:
         self._turn += 1
         self._pending.setdefault(key, self._turn)
         self._work.set()
+        if len(self._pending) >= ROOM:
+            self._room.clear()
 
     async def _carry(self) -> None:
         """One of the transactions in flight."""
@@ -177,6 +201,8 @@ class Writer:
                 break
         for key in load:
             del self._pending[key]
+        if len(self._pending) <= ROOM // 2:
+            self._room.set()
         self._travelling.update(load)
         return load
 
@@ -187,6 +213,10 @@ class Writer:
         try:
             await self._connection.commit(changes)
         except KvError as error:
+            if error.stage is Stage.TOO_MANY and len(load) > 1:
+                self._be_content(len(load))
+                await self._send_halves(load, lease_id)
+                return
             if not error.hopeless:
                 raise
             if len(load) > 1:
@@ -194,6 +224,11 @@ class Writer:
                 return
             self._reject(changes[0], error)
         self._arrived(load)
+
+    def _be_content(self, refused: int) -> None:
+        if self._max_ops >= refused:
+            self._max_ops = SAFE_OPS if refused > SAFE_OPS else refused // 2
+            log.info("etcd takes no %d writes in a transaction, so it gets %d from now on", refused, self._max_ops)
 
     async def _send_halves(self, load: dict[bytes, Turn], lease_id: int) -> None:
         keys = list(load)

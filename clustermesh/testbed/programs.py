@@ -69,6 +69,8 @@ class Programs:
                 "--client-cert-auth",
                 # The gateway would speak to etcd with the server's certificate, and users are known by theirs.
                 "--enable-grpc-gateway=false",
+                # A large peer is mirrored in transactions of this size, if etcd takes them.
+                "--max-txn-ops=1024",
                 "--auto-compaction-retention=1",
                 "--snapshot-count=5000",
                 "--logger=zap",

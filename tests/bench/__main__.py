@@ -9,13 +9,14 @@ from importlib import import_module
 
 from tests.bench.report import Result, show
 
-BENCHES = ("datapath", "ingest")
+BENCHES = ("datapath", "ingest", "mirror")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHES)} (all)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each paired measurement (5)")
+    parser.add_argument("--quick", action="store_true", help="a small mirror for a few seconds: no figures to quote")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(BENCHES):
         parser.error(f"no benchmark named {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
@@ -24,8 +25,8 @@ def main() -> int:
     results: list[Result] = []
     for name in arguments.names or BENCHES:
         print(f"{name} …", file=sys.stderr)
-        run: Callable[[int], Sequence[Result]] = import_module(f"tests.bench.{name}").run
-        results += run(arguments.rounds)
+        run: Callable[..., Sequence[Result]] = import_module(f"tests.bench.{name}").run
+        results += run(arguments.rounds, **({"quick": True} if arguments.quick and name == "mirror" else {}))
     print(show(results, facts()))
     return 0
 

@@ -76,7 +76,7 @@ async def _measure(rounds: int) -> list[dict[str, float]]:
             results = []
             for number in range(rounds):
                 pins = Path(directory) / f"pins-{number}"
-                with _bpf_mount(pins):
+                with bpf_mount(pins):
                     results.append(await _round(etcd.endpoint, files, pins, connection))
             return results
         finally:
@@ -84,7 +84,7 @@ async def _measure(rounds: int) -> list[dict[str, float]]:
 
 
 @contextmanager
-def _bpf_mount(path: Path) -> Iterator[None]:
+def bpf_mount(path: Path) -> Iterator[None]:
     """A BPF file system of its own; what is pinned there goes with it."""
     path.mkdir()
     subprocess.run(["mount", "-t", "bpf", "bpf", str(path)], check=True)
@@ -173,31 +173,31 @@ async def _agent(endpoint: str, tls: TlsFiles, pin_dir: Path) -> None:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(reconciler.run())
                 tasks.create_task(Feeds(connection, mesh).run())
-                await _until(lambda: mesh.peers_known and mesh.complete(mesh.own))
+                await until(lambda: mesh.peers_known and mesh.complete(mesh.own))
                 gc.collect()
-                before = _resident()
-                _say("ready")
-                await _until(lambda: "green" in mesh.clusters)
+                before = resident()
+                say("ready")
+                await until(lambda: "green" in mesh.clusters)
                 started = time.perf_counter()
-                await _until(lambda: mesh.complete(mesh.clusters["green"]))
+                await until(lambda: mesh.complete(mesh.clusters["green"]))
                 taken = time.perf_counter() - started
                 gc.collect()
                 applied = sum(mesh.counts(mesh.clusters["green"]).values())
-                _say(json.dumps({"rate": applied / taken, "bytes": (_resident() - before) / ADDRESSES}))
+                say(json.dumps({"rate": applied / taken, "bytes": (resident() - before) / ADDRESSES}))
                 # Ended by its parent.
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
-async def _until(holds: Callable[[], bool]) -> None:
+async def until(holds: Callable[[], bool]) -> None:
     while not holds():  # noqa: ASYNC110 - the measured parts must not be changed to announce themselves
         await asyncio.sleep(0.002)
 
 
-def _resident() -> int:
+def resident() -> int:
     """Bytes of memory this process occupies."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * 4096

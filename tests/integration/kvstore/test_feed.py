@@ -290,3 +290,52 @@ async def test_revisions_larger_than_a_message_are_put_together(etcd: EtcdProces
                 events += batch.events
     assert [event.key for event in events] == [f"{PREFIX}{number:06}".encode() for number in range(18)]
     assert all(event.value == value for event in events)
+
+
+async def test_another_etcd_cluster_behind_the_same_address_is_noticed_by_any_answer(etcd: EtcdProcess) -> None:
+    kv = etcd.connection()
+    await write(kv, range(3))
+    async with following(kv, progress=60) as copy:
+        await etcd.stop()
+        etcd.wipe()
+        etcd.options.append("--initial-cluster-token=another")
+        await etcd.start()
+        async with etcd.connection("other") as other:
+            await write(other, range(1, 5), b"of another cluster")
+        await copy.until(lambda: copy.lists == 2)
+        assert copy.keys == {f"{PREFIX}{number:06}".encode(): b"of another cluster" for number in range(1, 5)}
+
+
+async def test_a_feed_without_memory_brings_every_list_in_full(etcd: EtcdProcess) -> None:
+    kv = etcd.connection()
+    await write(kv, range(10))
+    async with aclosing(Feed(etcd.connection(), PREFIX, remember=False, page=4).batches()) as batches:
+        first = [await anext(batches) for _ in range(3)]
+        assert [len(batch.events) for batch in first] == [4, 4, 2]
+        assert [(batch.listed, batch.synced) for batch in first] == [(True, False), (True, False), (True, True)]
+        # The watch is not open yet: it comes too late for what is compacted now.
+        await kv.delete(f"{PREFIX}000004")
+        await write(kv, range(1), b"changed")
+        await etcd.compact()
+        async with asyncio.timeout(PATIENCE):
+            again = [await anext(batches) for _ in range(3)]
+        assert [len(batch.events) for batch in again] == [4, 4, 1]
+        assert all(event.value is not None for batch in again for event in batch.events)
+        await kv.delete(f"{PREFIX}000005")
+        async with asyncio.timeout(PATIENCE):
+            change = await anext(batches)
+        assert (change.listed, [event.value for event in change.events]) == (False, [None])
+
+
+async def test_feeds_that_share_a_turn_list_one_after_another(etcd: EtcdProcess) -> None:
+    kv = etcd.connection()
+    await write(kv, range(10))
+    turn = asyncio.Lock()
+    feeds = [Feed(kv, PREFIX, page=4, lists=turn) for _ in range(2)]
+    async with aclosing(feeds[0].batches()) as first, aclosing(feeds[1].batches()) as second:
+        await anext(first)
+        waiting = asyncio.ensure_future(anext(second))
+        while not (await anext(first)).synced:
+            assert turn.locked() and not waiting.done()
+        async with asyncio.timeout(PATIENCE):
+            await waiting

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from clustermesh.kvstore.auth import AuthAdmin, Permission
 from clustermesh.kvstore.connection import Connection
 from clustermesh.kvstore.errors import KvError, Stage
 from clustermesh.kvstore.lease import Lease
-from clustermesh.kvstore.writer import Writer
+from clustermesh.kvstore.writer import ROOM, Writer
 from tests.integration.etcd_process import EtcdProcess
 from tests.integration.waiting import eventually
 
@@ -232,3 +233,33 @@ async def test_writes_wait_for_a_server_that_is_down(etcd: EtcdProcess) -> None:
         await flushed
         assert len(writer) == 0
     assert await kv.count(PREFIX) == 300
+
+
+async def test_an_etcd_that_takes_larger_transactions_gets_them(tmp_path: Path) -> None:
+    etcd = EtcdProcess(tmp_path, options=["--max-txn-ops=1024"])
+    try:
+        await etcd.start()
+        kv = etcd.connection()
+        async with running(kv) as writer:
+            before = await kv.current_revision()
+            for number in range(2000):
+                writer.put(f"{PREFIX}{number}", b"x")
+            await writer.flush()
+            assert await kv.current_revision() - before == 2
+    finally:
+        await etcd.close()
+
+
+async def test_who_puts_more_than_is_written_waits_for_room(etcd: EtcdProcess) -> None:
+    writer = Writer(etcd.connection(), None)
+    for number in range(ROOM):
+        writer.put(f"{PREFIX}{number}", b"x")
+    waiting = asyncio.ensure_future(writer.room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(60):
+        running_writer = tasks.create_task(writer.run())
+        await waiting
+        assert 0 < len(writer) < ROOM
+        await writer.flush()
+        running_writer.cancel()

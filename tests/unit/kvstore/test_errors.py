@@ -16,7 +16,7 @@ from clustermesh.kvstore.session import etcd_error
         (StatusCode.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded", Stage.FULL),
         (StatusCode.RESOURCE_EXHAUSTED, "etcdserver: too many requests", Stage.UNAVAILABLE),
         (StatusCode.INVALID_ARGUMENT, "etcdserver: request is too large", Stage.TOO_LARGE),
-        (StatusCode.INVALID_ARGUMENT, "etcdserver: too many operations in txn request", Stage.INVALID),
+        (StatusCode.INVALID_ARGUMENT, "etcdserver: too many operations in txn request", Stage.TOO_MANY),
         (StatusCode.INVALID_ARGUMENT, "etcdserver: user name is empty", Stage.AUTHENTICATION),
         (StatusCode.INVALID_ARGUMENT, "etcdserver: revision of auth store is old", Stage.UNAVAILABLE),
         (StatusCode.NOT_FOUND, "etcdserver: requested lease not found", Stage.LEASE),
