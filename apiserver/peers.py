@@ -38,13 +38,14 @@ from clustermesh.kvstore.connection import Connection, TlsPem
 from clustermesh.kvstore.errors import KvError
 from clustermesh.kvstore.feed import Feed
 from clustermesh.kvstore.lease import Lease
+from clustermesh.kvstore.writer import Writer
 from clustermesh.pki import PkiError, Request
 from clustermesh.tasks import end
-from clustermesh.wire import keys, records
+from clustermesh.wire import keys, private, records
 from clustermesh.wire.errors import RecordError
 from clustermesh.wire.keys import Kind
 from clustermesh.wire.names import check_cluster_name
-from clustermesh.wire.private import AgentReport
+from clustermesh.wire.private import AgentReport, PeerList
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,7 @@ class PeerManager:
         self.users = users
         self.objects: dict[str, ClusterMeshPeer] = {}
         self.own_nodes_known = asyncio.Event()
+        self._list = Writer(connection, lease)
         self._health = health
         self._peers: dict[str, _Peer] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -137,6 +139,7 @@ class PeerManager:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.users.run())
+            group.create_task(self._list.run())
             group.create_task(self._follow_own_nodes())
             group.create_task(self._follow_reports())
             group.create_task(self._follow_objects(group))
@@ -174,6 +177,9 @@ class PeerManager:
         owner = min((p for p in self.objects.values() if p.spec.cluster_id == cluster_id), key=_age, default=None)
         return owner.name if owner is not None else None
 
+    def _peer_list(self) -> PeerList:
+        return PeerList(peers={name: peer.spec.cluster_id for name, peer in self.objects.items()})
+
     # What is observed
 
     async def _follow_objects(self, group: asyncio.TaskGroup) -> None:
@@ -188,6 +194,7 @@ class PeerManager:
                     self.objects[peer.name] = peer
                 if not synced and not batch.synced:
                     continue  # half a list would make the others look deleted
+                self._list.put(keys.PEER_LIST, private.encode(self._peer_list()))
                 if not synced:
                     synced = True
                     touched = [*self.objects, *await self._leftovers()]

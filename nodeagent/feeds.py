@@ -1,14 +1,15 @@
 """Which parts of the own etcd this node reads, and for how long.
 
-The own cluster's records are read always, a peer's from the moment its `cluster-config` appears until it vanishes. Each
-kind of each cluster has a task of its own; a prefix is read from the moment its canary stands, so that its first list
-is complete and everything beyond it is known to be stale.
+The own cluster's records are read always, a peer's from the moment its `cluster-config` appears until it vanishes and
+the list of peers, which a lost store is without, does not name it. Each kind of each cluster has a task of its own; a
+prefix is read from the moment its canary stands, so that its first list is complete and everything beyond it is known
+to be stale.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
@@ -18,14 +19,13 @@ from clustermesh.kvstore.feed import Batch, Event, Feed
 from clustermesh.wire import keys, records
 from clustermesh.wire.errors import RecordError
 from clustermesh.wire.keys import DATAPATH_KINDS, Kind
+from clustermesh.wire.private import PeerList
 from nodeagent.gate import Gate
 from nodeagent.mesh import Cluster, Mesh
 
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.5
-# After the API server lost everything it writes its own configuration back at once, its peers' a little later.
-_PEERS_RETURN_SECONDS = 30.0
 
 
 class Watched(NamedTuple):
@@ -38,11 +38,13 @@ class Watched(NamedTuple):
 class Feeds:
     """Reads the own etcd into the tables, for ever."""
 
-    def __init__(self, connection: Connection, mesh: Mesh, *, peers_return: float = _PEERS_RETURN_SECONDS) -> None:
+    def __init__(self, connection: Connection, mesh: Mesh) -> None:
         self._connection = connection
         self._mesh = mesh
-        self._peers_return = peers_return
         self._peers: dict[str, asyncio.Task[None]] = {}
+        self._listed: Mapping[str, int] | None = None  # the peers there are; None while nobody says
+        self._vanished: set[str] = set()  # those of them without a configuration now
+        self._configs_read = False
         self._refused: dict[str, Event] = {}  # configurations that cannot be used, at least not now
 
     async def run(self) -> None:
@@ -50,6 +52,7 @@ class Feeds:
             for kind in DATAPATH_KINDS:
                 tasks.create_task(self._kind(self._mesh.own, kind, *self._own(kind)))
             tasks.create_task(self._configs(tasks))
+            tasks.create_task(self._peer_list(tasks))
 
     def _own(self, kind: Kind) -> tuple[Watched, ...]:
         """Of its own cluster a node needs more than the cluster tells its peers."""
@@ -88,21 +91,44 @@ class Feeds:
     # The list of peers
 
     async def _configs(self, tasks: asyncio.TaskGroup) -> None:
-        own = keys.cluster_config(self._mesh.place.cluster)
-
-        def apply(_: Watched, events: Sequence[Event]) -> None:
-            for event in events:
-                self._config(event, tasks)
-            # A cluster id may be free now.
-            for event in list(self._refused.values()):
-                self._config(event, tasks)
-
-        await self._stands(own)
-        watched = Watched(keys.CLUSTER_CONFIGS, own)
-        async with aclosing(self._vouched(watched, apply, tasks, settle=self._peers_return)) as batches:
+        async with aclosing(Feed(self._connection, keys.CLUSTER_CONFIGS).batches()) as batches:
             async for batch in batches:
-                if batch.synced and not self._mesh.peers_known:
-                    self._mesh.set_peers_known()
+                for event in batch.events:
+                    self._config(event, tasks)
+                self._configs_read |= batch.synced
+                self._part(tasks)
+
+    async def _peer_list(self, tasks: asyncio.TaskGroup) -> None:
+        key = keys.PEER_LIST.encode()
+        async with aclosing(Feed(self._connection, keys.PEER_LIST).batches()) as batches:
+            async for batch in batches:
+                for event in batch.events:
+                    if event.key == key:
+                        self._listed = self._read_list(event.value)
+                self._part(tasks)
+
+    def _read_list(self, raw: bytes | None) -> Mapping[str, int] | None:
+        if raw is None:
+            log.warning("%s is lost: peers whose configuration vanishes are kept until it is back", keys.PEER_LIST)
+            return None
+        try:
+            peers = records.decode(PeerList, raw).peers
+        except RecordError as error:
+            self._mesh.reject(self._mesh.place.cluster, keys.PEER_LIST, str(error))
+            return self._listed
+        self._mesh.forgive(keys.PEER_LIST)
+        return peers
+
+    def _part(self, tasks: asyncio.TaskGroup) -> None:
+        """Part from the peers that are gone for good."""
+        if self._listed is not None and self._configs_read:
+            for name in self._vanished - self._listed.keys():
+                self._vanished.discard(name)
+                self._stop(name)
+            self._mesh.set_peers_known(self._listed.values())
+        # A cluster id may be free now.
+        for event in list(self._refused.values()):
+            self._config(event, tasks)
 
     def _config(self, event: Event, tasks: asyncio.TaskGroup) -> None:
         key = event.key.decode(errors="backslashreplace")
@@ -111,10 +137,11 @@ class Feeds:
             return
         known = self._mesh.clusters.get(name)
         self._refused.pop(name, None)
+        self._vanished.discard(name)
         if event.value is None:
             self._mesh.forgive(key)
             if known is not None:
-                self._stop(name)
+                self._vanished.add(name)
             return
         try:
             config = records.decode(records.ClusterConfig, event.value)
@@ -154,15 +181,12 @@ class Feeds:
         watched: Watched,
         apply: Callable[[Watched, Sequence[Event]], None],
         tasks: asyncio.TaskGroup,
-        *,
-        settle: float = 0.0,
     ) -> AsyncGenerator[Batch, None]:
         """Batches of a prefix, after `apply` took what counts of them."""
         gate = Gate()
 
         async def release() -> None:
             await self._stands(watched.canary)
-            await asyncio.sleep(settle)
             apply(watched, gate.release())
 
         feed = Feed(self._connection, watched.prefix)

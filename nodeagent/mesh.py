@@ -114,6 +114,7 @@ class Mesh:
         """The peer is gone for good: its services first, then its pods, then its nodes."""
         cluster = self.clusters.pop(name)
         cluster.gone = True
+        self._adopted.discard(cluster.cluster_id)
         self._write_services(self.services.drop_cluster(cluster.cluster_id))
         self._sink.submit(Map.IPCACHE, self.ipcache.drop(cluster.source(Facet.ADDRESSES)))
         for node in cluster.nodes:
@@ -124,13 +125,17 @@ class Mesh:
         log.info("peer %s is gone: its records are removed", name)
         self.on_change()
 
-    def set_peers_known(self) -> None:
-        """All current peers have been added; what the kernel has of other clusters is of former peers."""
+    def set_peers_known(self, expected: Iterable[int] = ()) -> None:
+        """All current peers have been added, but for those whose cluster ids are `expected`.
+
+        What the kernel has of other clusters is of former peers.
+        """
         self.peers_known = True
-        known = {cluster.cluster_id for cluster in self.clusters.values()}
+        known = {cluster.cluster_id for cluster in self.clusters.values()}.union(expected)
         for cluster_id in self._adopted - known:
             self._write_services(self.services.forget(cluster_id))
             self._prune(cluster_id)
+        self._adopted &= known
         self.on_change()
 
     # Records
@@ -222,8 +227,10 @@ class Mesh:
         return [cluster for cluster in self.clusters.values() if cluster.foreign]
 
     def routes_complete(self) -> bool:
-        """Every route that should be is known."""
-        return self.peers_known and all(Kind.NODES in cluster.synced for cluster in self.clusters.values())
+        """Every route that should be is known, also of the peers that an earlier agent knew and that are expected."""
+        if not self.peers_known or self._adopted - {cluster.cluster_id for cluster in self.clusters.values()}:
+            return False
+        return all(Kind.NODES in cluster.synced for cluster in self.clusters.values())
 
     def pods_complete(self) -> bool:
         """Every pod of this node is known."""

@@ -22,6 +22,7 @@ LOCAL_ADDRESSES = "clustermesh/addresses/v1/"
 LOCAL_IDENTITIES = "clustermesh/identities/v1/"
 AGENTS = "clustermesh/agents/v1/"
 PEERS = "clustermesh/peers/v1/"
+PEER_LIST = "clustermesh/peer-list/v1"
 
 
 class Kind(StrEnum):

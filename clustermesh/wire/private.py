@@ -72,7 +72,17 @@ class PeerSettings(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_onl
         return self.implementation == "clustermesh"
 
 
-PrivateRecord = LocalService | AgentReport | PeerSettings
+class PeerList(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):
+    """`clustermesh/peer-list/v1`: the peers that this cluster has, name → cluster id, reachable or not.
+
+    A store that was lost is without it until the API server knows its peers again. So where it stands, a peer that is
+    not in it is a peer no more, and one that is in it will have its cluster-config again.
+    """
+
+    peers: Mapping[str, int] = {}
+
+
+PrivateRecord = LocalService | AgentReport | PeerSettings | PeerList
 
 _encoder = msgspec.json.Encoder(order="deterministic")
 

@@ -18,8 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clustermesh.kvstore.connection import Change, Connection, TlsFiles
-from clustermesh.wire import keys, records
+from clustermesh.wire import keys, private, records
 from clustermesh.wire.keys import Kind
+from clustermesh.wire.private import PeerList
 from clustermesh.wire.records import AddressRecord, Cidr, ClusterConfig, Node, NodeAddress
 from nodeagent.datapath.abi import Map
 from nodeagent.datapath.datapath import Datapath
@@ -104,6 +105,7 @@ async def _fill(connection: Connection) -> None:
 def _own() -> list[tuple[str, bytes]]:
     return [
         (keys.cluster_config("red"), records.encode(ClusterConfig(1))),
+        (keys.PEER_LIST, private.encode(PeerList())),
         *((keys.state_canary(kind, "red"), b"now") for kind in Kind),
         *((keys.cache_canary(kind, "green"), b"now") for kind in Kind),
     ]

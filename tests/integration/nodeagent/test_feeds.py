@@ -2,20 +2,22 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager
 
 import pytest
 
 from clustermesh.kvstore.connection import Connection
+from clustermesh.tasks import end
 from clustermesh.wire import keys, private, records
 from clustermesh.wire.keys import DATAPATH_KINDS, Kind
+from clustermesh.wire.private import PeerList
 from clustermesh.wire.records import ClusterConfig
 from nodeagent.datapath.abi import IpcacheKey, Map
 from nodeagent.feeds import Feeds
 from nodeagent.mesh import Mesh
 from nodeagent.reconciler import Reconciler
 from tests.integration.etcd_process import EtcdProcess
-from tests.unit.nodeagent.memory_map import memory_maps
+from tests.unit.nodeagent.memory_map import MemoryMap, memory_maps
 from tests.unit.nodeagent.records_of import HERE, address, local, node, ports, remote
 
 pytestmark = pytest.mark.integration
@@ -27,11 +29,12 @@ POD = IpcacheKey.host("10.2.1.5").pack()
 class Node:
     """Feeds, tables and reconciler of one agent over maps in memory."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.maps = memory_maps()
+    def __init__(self, connection: Connection, maps: dict[str, MemoryMap] | None = None) -> None:
+        self.maps = maps or memory_maps()
         self.reconciler = Reconciler(self.maps)
         self.mesh = Mesh(HERE, self.reconciler)
-        self.feeds = Feeds(connection, self.mesh, peers_return=0.5)
+        self.mesh.adopt(self.reconciler.adopt())
+        self.feeds = Feeds(connection, self.mesh)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -52,20 +55,28 @@ class Node:
         return cluster is not None and self.mesh.complete(cluster)
 
 
-@pytest.fixture
-async def agent(etcd: EtcdProcess) -> AsyncIterator[Node]:
-    node_ = Node(etcd.connection())
+@asynccontextmanager
+async def running(node_: Node) -> AsyncIterator[Node]:
     task = asyncio.create_task(node_.run())
     try:
         yield node_
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await end(task)
+
+
+@pytest.fixture
+async def agent(etcd: EtcdProcess) -> AsyncIterator[Node]:
+    async with running(Node(etcd.connection())) as node_:
+        yield node_
+
+
+async def list_peers(connection: Connection, **peers: int) -> None:
+    await connection.put(keys.PEER_LIST, private.encode(PeerList(peers=peers)))
 
 
 async def write_own(connection: Connection, *, pod: bool = True) -> None:
-    """What the API server of the own cluster exports."""
+    """What the API server of the own cluster exports, and that green is its peer."""
+    await list_peers(connection, green=2)
     await connection.put(keys.cluster_config("red"), records.encode(ClusterConfig(1)))
     await connection.put(keys.node("red", "red-1"), records.encode(node("red", 1, "red-1", "192.0.2.1", "10.1.1.0/24")))
     await connection.put(keys.identity(65543), b"k8s:app=web;")
@@ -106,9 +117,54 @@ async def test_a_peer_appears_is_read_once_complete_and_vanishes(etcd: EtcdProce
     assert agent.knows(POD)
     assert len(agent.maps[Map.BACKENDS].content) == 2
 
+    await list_peers(connection)
     await connection.delete(keys.cluster_config("green"))
     await agent.until(lambda: {name: one.content for name, one in agent.maps.items()} == alone)
     assert "green" not in agent.mesh.clusters
+
+
+async def test_a_listed_peer_without_a_configuration_is_kept_until_the_list_says_otherwise(
+    etcd: EtcdProcess, agent: Node
+) -> None:
+    connection = etcd.connection()
+    await write_own(connection)
+    await write_peer(connection)
+    await agent.until(lambda: agent.ready("green"))
+    await connection.delete(keys.cluster_config("green"))
+    # Comes behind the deletion.
+    await connection.put(keys.cluster_config("grey"), b"[]")
+    await agent.until(lambda: keys.cluster_config("grey") in agent.mesh.rejected)
+    assert agent.knows(POD)
+    await connection.put(keys.PEER_LIST, b"{malformed")
+    await agent.until(lambda: keys.PEER_LIST in agent.mesh.rejected)
+    assert agent.knows(POD)
+    await list_peers(connection, blue=3)
+    await agent.until(lambda: not agent.knows(POD))
+    assert keys.PEER_LIST not in agent.mesh.rejected
+
+
+async def test_an_agent_that_starts_while_a_lost_store_is_filled_keeps_the_peers_that_are_to_return(
+    etcd: EtcdProcess,
+) -> None:
+    connection = etcd.connection()
+    await write_own(connection)
+    await write_peer(connection)
+    maps = memory_maps()
+    async with running(Node(etcd.connection(), maps)) as first:
+        await first.until(lambda: first.ready("red") and first.ready("green"))
+    before = {name: dict(one.content) for name, one in maps.items()}
+
+    await etcd.stop()
+    etcd.wipe()
+    await etcd.start()
+    await write_own(connection)
+    async with running(Node(etcd.connection(), maps)) as second:
+        await second.until(lambda: second.ready("red") and second.mesh.peers_known)
+        assert {name: one.content for name, one in maps.items()} == before
+        assert not second.mesh.routes_complete()
+        await list_peers(connection)
+        await second.until(lambda: not second.knows(POD))
+        assert second.mesh.routes_complete()
 
 
 async def test_changes_follow_and_survive_a_restart_of_etcd(etcd: EtcdProcess, agent: Node) -> None:
@@ -137,7 +193,7 @@ async def test_a_store_that_is_lost_and_filled_again_cuts_nothing(
     await etcd.stop()
     etcd.wipe()
     await etcd.start()
-    feeds = 2 * len(DATAPATH_KINDS) + 1
+    feeds = 2 * len(DATAPATH_KINDS)
     await agent.until(lambda: len([line for line in caplog.messages if "is lost: what vanished" in line]) == feeds)
     assert {name: one.content for name, one in agent.maps.items()} == before
 
@@ -161,6 +217,7 @@ async def test_two_peers_with_one_id_and_bad_configurations_are_named(etcd: Etcd
     await agent.until(lambda: len(agent.mesh.rejected) == 2)
     assert set(agent.mesh.rejected) == {keys.cluster_config("blue"), keys.cluster_config("grey")}
     await connection.delete(keys.cluster_config("green"))
+    await list_peers(connection, blue=2)
     await agent.until(lambda: "blue" in agent.mesh.clusters)
 
 
