@@ -9,23 +9,26 @@ import msgspec
 import yaml
 
 from apiserver.cluster import ClusterIdentity
-from apiserver.services import ServiceName, ServiceTable, SliceName
-from clustermesh.kube.objects import EndpointSlice, Service
+from apiserver.service_exports import ExportTable
+from apiserver.services import ServiceName, ServiceTable, SliceName, Touched
+from clustermesh.kube.objects import EndpointSlice, Service, ServiceExport
 from clustermesh.wire import endpoint_slices, keys, records
 from clustermesh.wire.keys import Kind
 
 GOLDEN = Path(__file__).parents[2] / "golden"
+CREATED = "2000-01-01T00:00:00Z"  # what the API server would have given to an object that does not say
 
 
 class Export:
     """Kinds of documents that no table here takes are passed over."""
 
     # The kinds whose keys `values` gives completely.
-    kinds = (Kind.SERVICES,)
+    kinds = (Kind.SERVICES, Kind.SERVICE_EXPORTS)
 
     def __init__(self, cluster: ClusterIdentity) -> None:
         self.cluster = cluster
         self.services = ServiceTable()
+        self.exports = ExportTable()
         self.names: set[ServiceName] = set()
         self.slice_names: set[SliceName] = set()
 
@@ -36,6 +39,9 @@ class Export:
                     touched = self.services.set_service(msgspec.convert(document, Service))
                 case "EndpointSlice":
                     touched = self.services.set_slice(msgspec.convert(document, EndpointSlice))
+                case "ServiceExport":
+                    document = {**document, "metadata": {"creationTimestamp": CREATED, **document["metadata"]}}
+                    touched = Touched(self.exports.set_export(msgspec.convert(document, ServiceExport)))
                 case _:
                     continue
             self.names |= touched.services
@@ -48,10 +54,12 @@ class Export:
                     self.services.remove_service(msgspec.convert(document, Service).ref)
                 case "EndpointSlice":
                     self.services.remove_slice(msgspec.convert(document, EndpointSlice).ref)
+                case "ServiceExport":
+                    self.exports.remove_export(msgspec.convert(document, ServiceExport).ref)
 
     def values(self) -> dict[str, bytes]:
         """By key, all that is to be in etcd for peers."""
-        return {key: records.encode(record) for key, record in self._services()}
+        return {key: records.encode(record) for key, record in self._records()}
 
     def slices(self) -> dict[str, bytes]:
         """The same for endpoint slices, before compression."""
@@ -62,11 +70,14 @@ class Export:
             if record is not None
         }
 
-    def _services(self) -> Iterator[tuple[str, records.ServiceRecord]]:
+    def _records(self) -> Iterator[tuple[str, records.ServiceRecord | records.ServiceExport]]:
         for name in self.names:
             record, _ = self.services.compile(self.cluster, name)
+            export = self.exports.compile(self.cluster, name, self.services.service(name))
             if record is not None:
                 yield keys.service(self.cluster.name, *name), record
+            if export is not None:
+                yield keys.service_export(self.cluster.name, *name), export
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -88,8 +99,9 @@ def expectation(path: Path, kinds: tuple[Kind, ...], cluster: str) -> tuple[dict
 
 
 def comparable(value: Mapping[str, Any]) -> dict[str, Any]:
-    """`"hostnames": {}` equals none."""
-    return {field: content for field, content in value.items() if field != "hostnames" or content}
+    """`"hostnames": {}` equals none, and when an export was made depends on the recording."""
+    ignored = {"exportCreationTimestamp"} | ({"hostnames"} if not value.get("hostnames") else set())
+    return {field: content for field, content in value.items() if field not in ignored}
 
 
 def first_difference(path: Path, export: Export) -> str | None:
