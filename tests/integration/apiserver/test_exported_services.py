@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from clustermesh.kube.objects import ENDPOINT_SLICES, SERVICES
+from clustermesh.kube.objects import ENDPOINT_SLICES, NAMESPACES, SERVICES
 from clustermesh.wire import endpoint_slices, keys
 from clustermesh.wire.endpoint_slices import ClusterEndpointSlice, SliceEndpoint, SlicePort
 from clustermesh.wire.keys import Kind
@@ -96,9 +96,11 @@ async def test_services_and_slices_appear_change_and_vanish(
 
         await eventually(private)
         await kubernetes.annotate(shared=None)
-        await eventually(lambda: store.has(FIRST))
-        assert await exported_keys(store) == {SERVICE, LOCAL, FIRST, SECOND}
 
+        async def complete() -> bool:
+            return await exported_keys(store) == {SERVICE, LOCAL, FIRST, SECOND}
+
+        await eventually(complete)
         await kubernetes.client.delete(ENDPOINT_SLICES, "web-2", "demo")
 
         async def smaller() -> bool:
@@ -111,6 +113,30 @@ async def test_services_and_slices_appear_change_and_vanish(
             return not await exported_keys(store)
 
         await eventually(nothing)
+
+
+async def test_slices_of_a_namespace_that_is_not_global_are_not_exported(
+    kubernetes: Kubernetes, etcd: EtcdProcess, store: Store
+) -> None:
+    await kubernetes.install()
+    await kubernetes.namespace()
+    await kubernetes.service("10.1.1.5", **{"global": "true"})
+
+    async def annotate(value: str | None) -> None:
+        annotation = {"metadata": {"annotations": {"clustermesh.cilium.io/global": value}}}
+        await kubernetes.client.merge_patch(NAMESPACES, "demo", annotation)
+
+    async def gone() -> bool:
+        return not await exported_keys(store)
+
+    await annotate("false")
+    async with exporting(kubernetes, etcd) as health:
+        await ready(health)
+        assert await exported_keys(store) == set()
+        await annotate(None)
+        await eventually(lambda: store.has(FIRST))
+        await annotate("false")
+        await eventually(gone)
 
 
 async def test_what_went_while_nobody_looked_is_pruned_at_the_start(
