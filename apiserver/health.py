@@ -14,7 +14,7 @@ class Health:
 
     def __init__(self) -> None:
         self._claims: dict[str, Claim] = {}
-        self.note = ""  # what else there is to say of a process that is ready
+        self._notes: dict[str, str] = {}
 
     def set(self, name: str, ready: bool, detail: str = "") -> None:
         self._claims[name] = Claim(ready, detail)
@@ -22,6 +22,17 @@ class Health:
     def remove(self, name: str) -> None:
         """A part that is gone (a disconnected peer) makes no claim any more."""
         self._claims.pop(name, None)
+
+    def note(self, name: str, text: str) -> None:
+        """What an operator should know although the process is ready; "" takes it back."""
+        if text:
+            self._notes[name] = text
+        else:
+            self._notes.pop(name, None)
+
+    @property
+    def notes(self) -> list[str]:
+        return [text for _, text in sorted(self._notes.items())]
 
     @property
     def claims(self) -> dict[str, Claim]:

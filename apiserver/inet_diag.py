@@ -7,6 +7,7 @@ CONFIG_INET_DIAG_DESTROY.
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
@@ -22,6 +23,7 @@ _REQUEST_HEAD = struct.Struct("=BBBxI")  # family, protocol, extensions, states
 _SOCKET_ID = struct.Struct("!HH16s16s4s8s")  # ports, addresses, then interface and cookie as the kernel has them
 _MESSAGE_HEAD = struct.Struct("=BBBB")  # family, state, timer, retransmissions
 _MESSAGE_TAIL = struct.Struct("=IIIII")  # expires, receive queue, send queue, uid, inode
+_MESSAGE_SIZE = _MESSAGE_HEAD.size + _SOCKET_ID.size + _MESSAGE_TAIL.size
 _ANY_SOCKET = _SOCKET_ID.pack(0, 0, bytes(16), bytes(16), bytes(4), b"\xff" * 8)
 
 
@@ -82,7 +84,9 @@ def _list(state: int) -> list[TcpSocket]:
 
 
 def parse(message: bytes) -> TcpSocket:
-    """An inet_diag_msg."""
+    """An inet_diag_msg; ValueError for anything else."""
+    if len(message) < _MESSAGE_SIZE or message[0] not in (socket.AF_INET, socket.AF_INET6):
+        raise ValueError(f"netlink: no socket of TCP: {message[:80].hex()}")
     family = message[0]
     key = message[_MESSAGE_HEAD.size : _MESSAGE_HEAD.size + _SOCKET_ID.size]
     local_port, remote_port, local, remote, _, _ = _SOCKET_ID.unpack(key)
@@ -102,17 +106,34 @@ def _exchange(kind: int, flags: int, body: bytes) -> Iterator[bytes]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as kernel:
         kernel.settimeout(5.0)  # it answers at once or there is something wrong with it
         kernel.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body)
-        while True:
-            data = kernel.recv(1 << 18)
-            while len(data) >= _HEADER.size:
-                length, answer, _, _, _ = _HEADER.unpack_from(data)
-                content = data[_HEADER.size : length]
-                data = data[(length + 3) & ~3 :]
-                if answer == _DONE:
-                    return
-                if answer == _ERROR:
-                    number = -int(struct.unpack_from("=i", content)[0])
-                    if number:
-                        raise OSError(number, os.strerror(number))
-                    return
-                yield content
+        last = False
+        while not last:
+            bodies, last = answers(kernel.recv(1 << 18))
+            yield from bodies
+
+
+def answers(datagram: bytes) -> tuple[list[bytes], bool]:
+    """Bodies of a datagram's messages, and whether the answer ends with it.
+
+    ValueError if it is malformed, OSError with the kernel's number if it is a refusal.
+    """
+    bodies, at = [], 0
+    while at < len(datagram):
+        if len(datagram) - at < _HEADER.size:
+            raise ValueError("netlink: half a header")
+        length, kind, _, _, _ = _HEADER.unpack_from(datagram, at)
+        body = datagram[at + _HEADER.size : at + length]
+        if not _HEADER.size <= length <= len(datagram) - at:
+            raise ValueError(f"netlink: a message of {length} bytes in {len(datagram) - at}")
+        if kind == _DONE:
+            return bodies, True
+        if kind == _ERROR:
+            if len(body) < 4:
+                raise ValueError("netlink: an error without its number")
+            number = -int.from_bytes(body[:4], sys.byteorder, signed=True)
+            if number:
+                raise OSError(number, os.strerror(number))
+            return bodies, True
+        bodies.append(body)
+        at += (length + 3) & ~3
+    return bodies, False

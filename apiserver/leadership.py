@@ -2,7 +2,7 @@
 
 The Lease decides whose turn it is, as client-go's leader election does: a holder renews it, and whoever has seen no
 renewal for as long as the record says takes it. Ages are measured by one's own monotonic clock since the record last
-changed, so clocks that differ or jump elect nobody.
+changed, so clocks that differ or jump elect nobody. While Kubernetes does not answer nothing ages: nobody can renew.
 
 The fence (`clustermesh.kvstore.fence`) decides who can write. A leader takes it in three steps: look at it, have
 Kubernetes confirm the Lease, replace the fence as it was found. Whoever is confirmed later finds a newer fence or makes
@@ -14,6 +14,7 @@ and peers go on being mirrored. It ends when Kubernetes names another holder.
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -61,7 +62,10 @@ class LeadershipLost(Exception):
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """The Lease (None: there is none) and when its record last changed before our eyes, by our own clock."""
+    """The Lease (None: there is none) and since when its record stands unchanged before our eyes, by our own clock.
+
+    since: infinite while we see nothing.
+    """
 
     lease: Lease | None
     since: float
@@ -70,15 +74,20 @@ class Observation(msgspec.Struct, frozen=True):
 def observe(before: Observation | None, lease: Lease | None, now: float) -> Observation:
     """A record that was seen before keeps its age, whatever else of the object changed."""
     if before is not None and _spec(before.lease) == _spec(lease):
-        return Observation(lease, before.since)
+        return Observation(lease, min(before.since, now))
     return Observation(lease, now)
+
+
+def unseen(before: Observation) -> Observation:
+    """Kubernetes does not answer: a record that nobody can renew has no age."""
+    return Observation(before.lease, math.inf)
 
 
 def free_from(seen: Observation, identity: str, duration: float) -> float:
     """When (by our clock) the Lease may be taken. Our own replica's is free at once: its former process is dead."""
     spec = _spec(seen.lease)
     if not spec.holder_identity or of_replica(spec.holder_identity, identity):
-        return float("-inf")
+        return -math.inf
     return seen.since + (spec.lease_duration_seconds or duration)
 
 
@@ -161,7 +170,7 @@ class Election:
             watching.cancel()
         self._health.remove(_FEED_CLAIM)
         self._health.set(_CLAIM, True)
-        self._health.note = f"leader as {self._holder}"
+        self._health.note(_CLAIM, f"leader as {self._holder}")
         log.info("leading as %s", self._holder)
 
     async def hold(self) -> None:
@@ -206,7 +215,14 @@ class Election:
                     self._observe(None)
 
     def _feed_state(self, state: ReflectorState) -> None:
-        self._health.set(_FEED_CLAIM, state.phase is Phase.WATCHING, state.error or "not listed yet")
+        watching = state.phase is Phase.WATCHING
+        self._health.set(_FEED_CLAIM, watching, state.error or "not listed yet")
+        if self._seen is None:
+            return
+        if watching:
+            self._observe(self._seen.lease)
+        elif state.phase is Phase.RETRYING:
+            self._seen = unseen(self._seen)
 
     def _observe(self, lease: Lease | None) -> None:
         self._seen = observe(self._seen, lease, self._clock())
@@ -214,7 +230,7 @@ class Election:
         if not self._free():
             self._said("")
             self._health.set(_CLAIM, True)
-            self._health.note = f"standby: leader is {_spec(lease).holder_identity}"
+            self._health.note(_CLAIM, f"standby: leader is {_spec(lease).holder_identity}")
 
     def _free(self) -> bool:
         return self._seen is not None and self._wait() <= 0
@@ -238,8 +254,9 @@ class Election:
     async def _vacancy(self) -> None:
         while not self._free():
             self._moved.clear()
+            wait = math.inf if self._seen is None else self._wait()
             with suppress(TimeoutError):
-                async with asyncio.timeout(None if self._seen is None else self._wait()):
+                async with asyncio.timeout(None if wait == math.inf else wait):
                     await self._moved.wait()
 
     async def _take(self) -> bool:
@@ -248,7 +265,12 @@ class Election:
 
     async def _claim(self) -> bool:
         """Kubernetes' word that it is our turn: the Lease is ours, and renewed now."""
-        lease = await self._read()
+        try:
+            lease = await self._read()
+        except (KubeError, CredentialError):
+            if self._seen is not None:
+                self._seen = observe(None, self._seen.lease, self._clock())
+            raise
         self._observe(lease)
         if not self._free():
             return False

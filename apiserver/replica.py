@@ -10,7 +10,7 @@ from prometheus_client import Gauge
 
 from apiserver.cluster import ClusterIdentity
 from apiserver.exporter import Exporter
-from apiserver.gateway import GatewayCheck
+from apiserver.exposure import ExposureCheck
 from apiserver.health import Health
 from apiserver.leadership import FENCE, Election, Timing, incarnation
 from apiserver.metrics import Metrics
@@ -85,8 +85,9 @@ class Replica:
             tasks.create_task(server.run())
             # The address is taken before anything else: our identity may rest on it.
             await server.listening.wait()
-            tasks.create_task(Cutter(connection, options.etcd_endpoints, self._metrics.registry).run())
-            tasks.create_task(GatewayCheck(options.etcd_endpoints, options.etcd_tls, self._health).run())
+            registry = self._metrics.registry
+            tasks.create_task(Cutter(connection, options.etcd_endpoints, registry).run())
+            tasks.create_task(ExposureCheck(options.etcd_endpoints, options.etcd_tls, self._health, registry).run())
             if options.election is None:
                 await self._lead(client, connection)
             else:

@@ -47,6 +47,11 @@ async def revoke(connection: Connection, user: str) -> None:
     await connection.put(REVOCATIONS + user, _DONE)
 
 
+async def cut_off(connection: Connection, whom: str) -> None:
+    """Rights were taken from a user or a role that still exists: what is open by them ends as well. KvError."""
+    await connection.put(REVOCATIONS + whom, _DONE)
+
+
 async def unfinished(connection: Connection) -> set[str]:
     """Users whose revocation was interrupted. KvError."""
     found = set()
@@ -79,7 +84,7 @@ class Cutter:
         self._patience = patience
         self._results = Counter(
             "clustermesh_apiserver_revocations",
-            "Removed users whose open connections to etcd were cut, or (failed) still are open",
+            "Removed users (or rights) whose open connections to etcd were cut, or (failed) still are open",
             ("result",),
             registry=registry,
         )
@@ -142,6 +147,8 @@ def cut(endpoints: Iterable[Endpoint]) -> int:
         if error.errno == errno.EOPNOTSUPP:
             raise CutError("this kernel was built without CONFIG_INET_DIAG_DESTROY") from None
         raise CutError(str(error)) from None
+    except ValueError as error:
+        raise CutError(f"the kernel's answer cannot be read: {error}") from None
     if left:
         raise CutError(f"{len(left)} of {len(targets)} connections are still there")
     return len(targets)

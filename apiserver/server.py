@@ -79,12 +79,10 @@ class Server:
         return web.Response(text="ok\n")
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        """One line for each thing that is missing."""
+        """One line for each thing that is missing, or else for each that is worth knowing."""
         missing = self._health.missing
-        if missing:
-            return web.Response(status=503, text="".join(f"{line}\n" for line in missing))
-        note = self._health.note
-        return web.Response(text=f"ready\n{note}\n" if note else "ready\n")
+        lines = missing or ["ready", *self._health.notes]
+        return web.Response(status=503 if missing else 200, text="".join(f"{line}\n" for line in lines))
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

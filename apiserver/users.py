@@ -5,7 +5,8 @@ Peers read only what this cluster exports; what it mirrors from third clusters a
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from apiserver import revocation
@@ -23,8 +24,10 @@ REMOTE = "remote"
 _REMOTE_PREFIX = pki.remote_user("")
 _SHARED = "remote"  # a store that Cilium filled before may have it; every peer has a user of its own here
 
-# Seconds between looks whether etcd still knows the users; an etcd that was rebuilt does not.
-CHECK_EVERY = 10.0
+# Seconds between looks whether users, roles and access control are still as they should be. Roles are few and compared
+# every time; of the peers' users so many at a time, which bounds what a look costs etcd.
+CHECK_EVERY = 5.0
+_COMPARED_AT_ONCE = 16
 _RETRY = 2.0
 _CLAIM = "etcd users"
 
@@ -61,8 +64,16 @@ def surplus(users: list[str], peers: frozenset[str]) -> list[str]:
     return sorted(user for user in users if user == _SHARED or (user.startswith(_REMOTE_PREFIX) and user not in wanted))
 
 
+def foreign(cluster: str, users: Iterable[str], roles_found: Iterable[str]) -> list[str]:
+    """Users and roles that are nobody's here. Who made them may need them, so they are named and left alone."""
+    own = own_users(cluster).keys() | {_SHARED}
+    strangers = {user for user in users if user not in own and not user.startswith(_REMOTE_PREFIX)}
+    others = set(roles_found) - roles(cluster).keys() - {"root"}
+    return [*(f"user {name}" for name in sorted(strangers)), *(f"role {name}" for name in sorted(others))]
+
+
 class EtcdUsers:
-    """Keeps etcd's users equal to what is wanted, also after etcd was lost and rebuilt."""
+    """Keeps etcd's users equal to what is wanted, also after etcd was lost and rebuilt or somebody changed them."""
 
     def __init__(self, connection: Connection, cluster: str, health: Health | None = None) -> None:
         self._connection = connection
@@ -74,21 +85,16 @@ class EtcdUsers:
         # What this etcd was brought up to since we started, or since it was rebuilt.
         self._prepared = False
         self._ensured: set[str] = set()
-        # Whether roles and access control are to be compared as well, and interrupted revocations to be finished.
+        self._compared: deque[str] = deque()  # the peers' users in the order in which they are compared again
+        # Whether everything is to be compared as well, and interrupted revocations to be finished.
         self._thorough = True
         self._resumed = False
+        self._unguarded = False  # clients may have opened what nobody had to allow them
+        self._foreign: list[str] = []
         self._turn = asyncio.Lock()
         self._suspected = asyncio.Event()
         self._health = health or Health()
         self._health.set(_CLAIM, False, "not in place yet")
-
-    async def prepare(self) -> None:
-        """Roles, own users and access control are there. KvError names what etcd refused."""
-        for role, permissions in roles(self._cluster).items():
-            await self._admin.ensure_role(role, permissions)
-        for user, user_roles in own_users(self._cluster).items():
-            await self._admin.ensure_user(user, user_roles)
-        await self._admin.enable()
 
     async def set_peers(self, peers: frozenset[str]) -> None:
         """Exactly these peers may read. They are remembered even if etcd cannot be reached now (KvError)."""
@@ -130,25 +136,76 @@ class EtcdUsers:
     async def _reconcile(self) -> None:
         present = await self._admin.users()
         if not own_users(self._cluster).keys() <= set(present):
+            self._unguarded |= self._prepared
             self._prepared = False
             self._ensured.clear()
         if self._thorough or not self._prepared:
-            await self.prepare()
+            await self._prepare(present)
+            await self._compare_some()
             self._thorough, self._prepared = False, True
             self._health.set(_CLAIM, True)
         if not self._complete:
             return
+        await self._admit(set(present))
+        for user in surplus([*present, *await self._interrupted()], self._peers):
+            await revocation.revoke(self._connection, user)
+            log.info("etcd user %s is gone", user)
+
+    async def _prepare(self, users: list[str]) -> None:
+        """Roles, own users and access control are there."""
+        found = await self._admin.roles()
+        if not roles(self._cluster).keys() <= set(found):
+            self._ensured.clear()  # a role that was deleted left its users without it
+        for role, permissions in roles(self._cluster).items():
+            if await self._admin.ensure_role(role, permissions):
+                await self._narrowed(f"role {role}")
+        for user, user_roles in own_users(self._cluster).items():
+            if await self._admin.ensure_user(user, user_roles):
+                await self._narrowed(f"user {user}")
+        if await self._admin.enable() and users:
+            log.error("etcd's access control was off: it is on again")
+            self._unguarded = True
+        if self._unguarded:
+            await revocation.cut_off(self._connection, "everybody")
+            self._unguarded = False
+        self._tell_foreign(foreign(self._cluster, users, found))
+
+    async def _compare_some(self) -> None:
+        """That the next few of the peers' users have no other roles than theirs."""
+        for _ in range(min(_COMPARED_AT_ONCE, len(self._compared))):
+            peer = self._compared.popleft()
+            if peer in self._ensured and peer not in self._compared:
+                await self._ensure_peer(peer)
+
+    async def _admit(self, present: set[str]) -> None:
+        """Every peer has its user."""
         self._ensured &= {peer for peer in self._peers if pki.remote_user(peer) in present}
         for peer in sorted(self._peers - self._ensured):
             user = pki.remote_user(peer)
             if user not in present:
                 await revocation.reinstate(self._connection, user)
-            await self._admin.ensure_user(user, (REMOTE,))
-            self._ensured.add(peer)
+            await self._ensure_peer(peer)
             log.info("etcd user %s may read what this cluster exports", user)
-        for user in surplus([*present, *await self._interrupted()], self._peers):
-            await revocation.revoke(self._connection, user)
-            log.info("etcd user %s is gone", user)
+
+    async def _ensure_peer(self, peer: str) -> None:
+        user = pki.remote_user(peer)
+        if await self._admin.ensure_user(user, (REMOTE,)):
+            await self._narrowed(f"user {user}")
+        self._ensured.add(peer)
+        self._compared.append(peer)
+
+    async def _narrowed(self, whom: str) -> None:
+        """Somebody had more rights than we gave; what is open by them ends."""
+        log.error("etcd: %s had rights that are not its own: they are taken away", whom)
+        await revocation.cut_off(self._connection, whom)
+
+    def _tell_foreign(self, found: list[str]) -> None:
+        if found != self._foreign:
+            self._foreign = found
+            text = f"etcd has {', '.join(found)}, which nobody here made: remove what is not needed" if found else ""
+            self._health.note(_CLAIM, text)
+            if text:
+                log.warning("%s", text)
 
     async def _interrupted(self) -> set[str]:
         """What an earlier process began to revoke; once."""

@@ -35,13 +35,14 @@ class AuthAdmin:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def ensure_role(self, name: str, permissions: Sequence[Permission]) -> None:
-        """The role exists and has exactly these permissions."""
+    async def ensure_role(self, name: str, permissions: Sequence[Permission]) -> bool:
+        """The role exists and has exactly these permissions; whether it had others before."""
         wanted = {permission.range(): permission.kind for permission in permissions}
         present = await self._permissions(name)
         if present is None:
             await self._call("RoleAdd", pb.AuthRoleAddRequest(name=name), tolerate=Stage.EXISTS)
             present = {}
+        excess = present.items() - wanted.items()
         for start, end in present.keys() - wanted.keys():
             request = pb.AuthRoleRevokePermissionRequest(role=name, key=start, range_end=end)
             await self._call("RoleRevokePermission", request, tolerate=Stage.MISSING)
@@ -50,13 +51,14 @@ class AuthAdmin:
                 permission = pb.Permission(permType=_TYPES[kind], key=start, range_end=end)
                 request = pb.AuthRoleGrantPermissionRequest(name=name, perm=permission)
                 await self._call("RoleGrantPermission", request)
+        return bool(excess)
 
     async def delete_role(self, name: str) -> None:
         """The role does not exist; its users lose it."""
         await self._call("RoleDelete", pb.AuthRoleDeleteRequest(role=name), tolerate=Stage.MISSING)
 
-    async def ensure_user(self, name: str, roles: Iterable[str]) -> None:
-        """The user exists and has exactly these roles; the role root is made if it is missing."""
+    async def ensure_user(self, name: str, roles: Iterable[str]) -> bool:
+        """The user exists and has exactly these roles; whether it had others before. A missing role root is made."""
         wanted = set(roles)
         user = await self._call("UserGet", pb.AuthUserGetRequest(name=name), tolerate=Stage.MISSING)
         if user is None:
@@ -70,6 +72,7 @@ class AuthAdmin:
         for role in sorted(present - wanted):
             request = pb.AuthUserRevokeRoleRequest(name=name, role=role)
             await self._call("UserRevokeRole", request, tolerate=Stage.MISSING)
+        return bool(present - wanted)
 
     async def delete_user(self, name: str) -> None:
         """The user does not exist. Watches that it opened before go on until their connection ends."""
@@ -85,9 +88,15 @@ class AuthAdmin:
         answer = await self._call("RoleList", pb.AuthRoleListRequest())
         return list(answer.roles)
 
-    async def enable(self) -> None:
-        """Turn on access control; user root with role root must exist. No effect if it is on already."""
-        await self._call("AuthEnable", pb.AuthEnableRequest())
+    async def enable(self) -> bool:
+        """Turn on access control; user root with role root must exist. Whether it was found off.
+
+        etcd before 3.5 does not tell: there it is only turned on, to no effect if it is.
+        """
+        status = await self._call("AuthStatus", pb.AuthStatusRequest(), tolerate=Stage.UNSUPPORTED)
+        if status is None or not status.enabled:
+            await self._call("AuthEnable", pb.AuthEnableRequest())
+        return status is not None and not status.enabled
 
     async def _permissions(self, role: str) -> dict[tuple[bytes, bytes], Kind] | None:
         answer = await self._call("RoleGet", pb.AuthRoleGetRequest(role=role), tolerate=Stage.MISSING)

@@ -23,6 +23,7 @@ class Stage(StrEnum):
     EXISTS = "exists"  # the user, role or lease is there already
     MISSING = "missing"  # the user, role or grant is not there
     INVALID = "invalid"  # etcd says the request makes no sense
+    UNSUPPORTED = "unsupported"  # this version of etcd does not have the operation
     REPLACED = "replaced"  # another store answers than the one we knew
     FENCED = "fenced"  # another replica leads and may write, we may not
 

@@ -23,6 +23,7 @@ _READS = (
     pb.RangeRequest,
     pb.StatusRequest,
     pb.LeaseTimeToLiveRequest,
+    pb.AuthStatusRequest,
     pb.AuthUserListRequest,
     pb.AuthUserGetRequest,
     pb.AuthRoleListRequest,

@@ -1,6 +1,7 @@
 """Whether an etcd answers by HTTP and JSON besides gRPC (its option --enable-grpc-gateway, on by default).
 
 The gateway speaks to etcd under the server's own certificate, so users that are told by theirs mean nothing there.
+Newer servers therefore refuse whoever has a name in his certificate (seen with 3.4.23 and 3.5.1); older ones did not.
 """
 
 import asyncio

@@ -47,6 +47,7 @@ _BY_CODE = {
     StatusCode.UNAUTHENTICATED: Stage.AUTHENTICATION,
     StatusCode.INVALID_ARGUMENT: Stage.INVALID,
     StatusCode.DEADLINE_EXCEEDED: Stage.TIMEOUT,
+    StatusCode.UNIMPLEMENTED: Stage.UNSUPPORTED,
 }
 
 # Parts of etcd's error texts that say more than their gRPC code does.

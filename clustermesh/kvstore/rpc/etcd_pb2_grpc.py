@@ -633,6 +633,11 @@ class AuthStub:
                 request_serializer=clustermesh_dot_kvstore_dot_rpc_dot_etcd__pb2.AuthDisableRequest.SerializeToString,
                 response_deserializer=clustermesh_dot_kvstore_dot_rpc_dot_etcd__pb2.AuthDisableResponse.FromString,
                 _registered_method=True)
+        self.AuthStatus = channel.unary_unary(
+                '/etcdserverpb.Auth/AuthStatus',
+                request_serializer=clustermesh_dot_kvstore_dot_rpc_dot_etcd__pb2.AuthStatusRequest.SerializeToString,
+                response_deserializer=clustermesh_dot_kvstore_dot_rpc_dot_etcd__pb2.AuthStatusResponse.FromString,
+                _registered_method=True)
         self.UserAdd = channel.unary_unary(
                 '/etcdserverpb.Auth/UserAdd',
                 request_serializer=clustermesh_dot_kvstore_dot_rpc_dot_etcd__pb2.AuthUserAddRequest.SerializeToString,
@@ -705,6 +710,12 @@ class AuthServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AuthDisable(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AuthStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -794,6 +805,11 @@ def add_AuthServicer_to_server(servicer, server):
                     servicer.AuthDisable,
                     request_deserializer=clustermesh_dot_kvstore_dot_rpc_dot_etcd__pb2.AuthDisableRequest.FromString,
                     response_serializer=clustermesh_dot_kvstore_dot_rpc_dot_etcd__pb2.AuthDisableResponse.SerializeToString,
+            ),
+            'AuthStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.AuthStatus,
+                    request_deserializer=clustermesh_dot_kvstore_dot_rpc_dot_etcd__pb2.AuthStatusRequest.FromString,
+                    response_serializer=clustermesh_dot_kvstore_dot_rpc_dot_etcd__pb2.AuthStatusResponse.SerializeToString,
             ),
             'UserAdd': grpc.unary_unary_rpc_method_handler(
                     servicer.UserAdd,
@@ -910,6 +926,33 @@ class Auth:
             '/etcdserverpb.Auth/AuthDisable',
             clustermesh_dot_kvstore_dot_rpc_dot_etcd__pb2.AuthDisableRequest.SerializeToString,
             clustermesh_dot_kvstore_dot_rpc_dot_etcd__pb2.AuthDisableResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AuthStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/etcdserverpb.Auth/AuthStatus',
+            clustermesh_dot_kvstore_dot_rpc_dot_etcd__pb2.AuthStatusRequest.SerializeToString,
+            clustermesh_dot_kvstore_dot_rpc_dot_etcd__pb2.AuthStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -75,7 +75,7 @@ async def mirroring(
 async def restricted(peer: EtcdProcess) -> Connection:
     """The peer's etcd as its own API server sets it up, with the user of green; a connection that may write."""
     users = EtcdUsers(peer.connection(), "red")
-    await users.prepare()
+    await users.ensure()
     await users.set_peers(frozenset({"green"}))
     return peer.connection("admin-red")
 
@@ -281,7 +281,7 @@ async def test_a_server_in_another_clusters_name_fails_at_tls(etcd: EtcdProcess,
 
 async def test_a_user_without_rights_fails_at_permission_and_recovers(etcd: EtcdProcess, own: EtcdProcess) -> None:
     users = EtcdUsers(etcd.connection(), "red")
-    await users.prepare()
+    await users.ensure()
     await export(etcd.connection("admin-red"))
     async with mirroring(etcd, own.connection()) as mirror:
         await eventually(lambda: mirror.view().stage in ("permission", "authentication"))
