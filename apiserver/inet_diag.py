@@ -117,7 +117,8 @@ def answers(datagram: bytes) -> tuple[list[bytes], bool]:
 
     ValueError if it is malformed, OSError with the kernel's number if it is a refusal.
     """
-    bodies, at = [], 0
+    bodies: list[bytes] = []
+    at = 0
     while at < len(datagram):
         if len(datagram) - at < _HEADER.size:
             raise ValueError("netlink: half a header")
