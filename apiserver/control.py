@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 
 from apiserver.cluster import ClusterIdentity
@@ -48,6 +48,11 @@ class ControlKeys:
             tasks.create_task(self._writer.run())
             tasks.create_task(self._beat())
             tasks.create_task(self._guard())
+
+    async def adopt(self) -> None:
+        """Learn which config stands already. Best effort: not knowing costs a write that nobody needed."""
+        with suppress(KvError):
+            await self._writer.adopt(self._key)
 
     def set_config(self, *, service_exports: bool) -> None:
         """`service_exports`: whether this cluster has the kind. False is not absent: they are known, but off."""

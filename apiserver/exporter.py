@@ -150,6 +150,7 @@ class Exporter:
             tasks.create_task(self._outbox.run())
             await self._wait_for_kinds()
             await self._outbox.adopt()
+            await self._control.adopt()
             tasks.create_task(self._control.run())
             tasks.create_task(self._allocator.run())
             # Where an identity stands depends on its namespace.

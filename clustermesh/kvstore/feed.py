@@ -36,6 +36,9 @@ CREATE_TIMEOUT = 10.0
 # With this, an etcd member that has lost its leader ends the watch instead of keeping silent.
 _REQUIRE_LEADER = (("hasleader", "true"),)
 
+# A watch that ends like this and resumes at the first attempt is no news: members restart, connections are cut.
+_PASSING = frozenset({Stage.TCP, Stage.TIMEOUT, Stage.UNAVAILABLE})
+
 # Failures that only a new list can mend. Whoever reads the same etcd has the same to do, so chance spreads the lists
 # over this many seconds.
 _LIST_AGAIN = frozenset({Stage.COMPACTED, Stage.FUTURE, Stage.REPLACED})
@@ -97,6 +100,7 @@ class Feed:
         self.prefix = prefix
         self.state = FeedState.LISTING
         self.error: KvError | None = None
+        self._told: Stage | None = None  # of the failure that the log knows
         self.last_event = float("-inf")
         self.watches = 0
         self._connection = connection
@@ -137,8 +141,11 @@ class Feed:
                 await asyncio.sleep(backoff.next() + (0.0 if self._next else random.uniform(0.0, _SPREAD)))
 
     def _note_failure(self, error: KvError) -> None:
-        if self.error is None or self.error.stage is not error.stage:
+        if self.state is FeedState.WATCHING and error.stage in _PASSING:
+            log.debug("feed %s: %s", self.prefix, error)
+        elif self._told is not error.stage:
             log.warning("feed %s: %s", self.prefix, error)
+            self._told = error.stage
         self.state = FeedState.RETRYING
         self.error = error
         if error.stage in _LIST_AGAIN:
@@ -232,8 +239,9 @@ class Feed:
             raise _refusal(response, session)
         await self._check_store(response.header, session)
         self._alive()
-        if self.error is not None:
+        if self._told is not None:
             log.info("feed %s: watching again from revision %d", self.prefix, self._next)
+            self._told = None
         self.watches += 1
         self.state = FeedState.WATCHING
         self.error = None

@@ -1,6 +1,8 @@
 """A removed peer's open watches end; everybody else's go on without loss."""
 
 import asyncio
+import logging
+import os
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
@@ -15,7 +17,7 @@ from clustermesh import pki
 from clustermesh.kube.objects import CLUSTER_MESH_PEERS, SECRETS, SYSTEM_NAMESPACE, ObjectMeta, Secret
 from clustermesh.kvstore.auth import AuthAdmin
 from clustermesh.kvstore.connection import Connection
-from clustermesh.kvstore.errors import Stage
+from clustermesh.kvstore.errors import KvError, Stage
 from clustermesh.kvstore.feed import Feed, FeedState
 from clustermesh.tasks import end
 from clustermesh.wire import keys
@@ -23,7 +25,12 @@ from tests.integration.apiserver.replicas import NAME, ApiServer, World, running
 from tests.integration.etcd_process import EtcdProcess
 from tests.integration.waiting import eventually
 
-pytestmark = pytest.mark.integration
+log = logging.getLogger(__name__)
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root may reset connections"),
+]
 
 PREFIX = keys.STATE + "test/"
 
@@ -103,7 +110,7 @@ async def test_a_removed_peers_watch_ends_and_nobody_else_loses_anything(server:
         final = await root.get(PREFIX + "n")
         assert final is not None
         await eventually(lambda: blue.seen[-1] == int(final.value))
-        assert blue.seen == list(range(blue.seen[0], blue.seen[-1] + 1))
+        assert list(dict.fromkeys(blue.seen)) == list(range(blue.seen[0], blue.seen[-1] + 1))
         assert blue.feed.watches >= 2
         assert red.seen[-1] == last and red.refused
     assert await root.count(REVOCATIONS) == 0
@@ -116,10 +123,14 @@ async def has_users(root: Connection, *users: str) -> bool:
 
 
 async def write_numbers(root: Connection) -> None:
+    """The same number again after a failure: it may have arrived or not."""
     number = 0
     while True:
-        await root.put(PREFIX + "n", str(number).encode())
-        number += 1
+        try:
+            await root.put(PREFIX + "n", str(number).encode())
+            number += 1
+        except KvError:
+            log.info("cut as well, going on")
         await asyncio.sleep(0.005)
 
 

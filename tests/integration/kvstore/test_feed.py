@@ -1,16 +1,20 @@
 """A feed keeps a copy of a prefix equal to the store, whatever happens to the server."""
 
 import asyncio
+import logging
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
+from apiserver import inet_diag
 from clustermesh.kvstore.auth import AuthAdmin, Permission
 from clustermesh.kvstore.connection import Change, Connection
 from clustermesh.kvstore.errors import Stage
 from clustermesh.kvstore.feed import Event, Feed, FeedState
+from clustermesh.tasks import end
 from tests.integration.etcd_process import EtcdProcess
 from tests.integration.waiting import eventually
 
@@ -339,3 +343,32 @@ async def test_feeds_that_share_a_turn_list_one_after_another(etcd: EtcdProcess)
             assert turn.locked() and not waiting.done()
         async with asyncio.timeout(PATIENCE):
             await waiting
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may reset connections")
+async def test_a_watch_that_resumes_at_once_is_no_news_and_one_that_does_not_is(
+    etcd: EtcdProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "clustermesh.kvstore.feed")
+    feed = Feed(etcd.connection(), "key")
+    running = asyncio.create_task(exhaust(feed))
+    try:
+        await eventually(lambda: feed.watches == 1)
+        for connection in inet_diag.established():
+            if connection.local_port == etcd.port:
+                inet_diag.destroy(connection)
+        await eventually(lambda: feed.watches == 2)
+        assert caplog.messages == []
+        await etcd.stop()
+        await eventually(lambda: bool(caplog.messages))
+        assert caplog.messages[0].startswith("feed key: ")
+        await etcd.start()
+        await eventually(lambda: feed.watches == 3)
+        assert "watching again" in caplog.messages[-1]
+    finally:
+        await end(running)
+
+
+async def exhaust(feed: Feed) -> None:
+    async for _ in feed.batches():
+        pass
