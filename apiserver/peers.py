@@ -455,7 +455,10 @@ class _Peer:
                 authority = await trust.load_authority(self._manager.client)
                 issued = trust.issue(authority, peer, trust.now())
             await self._manager.allow_peers()
-            tls = trust.credentials(peer.spec, self._request, trust.now())
+            handed = None
+            if peer.spec.implementation == CILIUM:
+                handed = await trust.handed_key(self._manager.client, self.name)
+            tls = trust.credentials(peer.spec, self._request, trust.now(), handed)
         except PkiError as error:
             log.warning("peer %s: %s", self.name, error)
             wrong = str(error)

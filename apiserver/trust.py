@@ -12,12 +12,14 @@ from clustermesh import pki
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.errors import AlreadyExists, NotFound
 from clustermesh.kube.objects import (
+    HANDED_KEY,
     SECRETS,
     SYSTEM_NAMESPACE,
     ClusterMeshPeer,
     ClusterMeshPeerSpec,
     ObjectMeta,
     Secret,
+    peer_secret,
 )
 from clustermesh.kvstore.connection import TlsPem
 from clustermesh.pki import CertificateAuthority, PkiError, Request
@@ -28,10 +30,6 @@ CA_SECRET = "clustermesh-ca"
 PEER_LABEL = "clustermesh.io/peer"
 # A certificate with less time left is issued anew.
 RENEW_BEFORE = timedelta(days=pki.LEAF_DAYS // 3)
-
-
-def peer_secret(peer: str) -> str:
-    return f"clustermesh-peer-{peer}"
 
 
 async def load_authority(client: KubeClient) -> CertificateAuthority:
@@ -74,6 +72,15 @@ async def own_request(client: KubeClient, cluster: str, peer: str) -> Request:
         return made
 
 
+async def handed_key(client: KubeClient, peer: str) -> bytes | None:
+    """The key that the peer made for all who read it, if `connect` was given one."""
+    try:
+        secret = await client.get(SECRETS, peer_secret(peer), SYSTEM_NAMESPACE)
+    except NotFound:
+        return None
+    return secret.data.get(HANDED_KEY)
+
+
 async def delete_key(client: KubeClient, peer: str) -> None:
     await client.delete(SECRETS, peer_secret(peer), SYSTEM_NAMESPACE, missing_ok=True)
 
@@ -109,10 +116,13 @@ def _still_good(issued: bytes, request: bytes, authority: CertificateAuthority, 
         return False
 
 
-def credentials(spec: ClusterMeshPeerSpec, request: Request, now: datetime) -> TlsPem | None:
+def credentials(
+    spec: ClusterMeshPeerSpec, request: Request, now: datetime, handed: bytes | None = None
+) -> TlsPem | None:
     """What to show to the peer and whom to believe; None while the peer has not signed yet.
 
-    PkiError when what was handed to us cannot work.
+    `handed`: a key of the peer's that may belong to the certificate instead of ours. PkiError when what was handed to
+    us cannot work.
     """
     if not spec.client_certificate or not spec.ca_bundle:
         return None
@@ -122,14 +132,15 @@ def credentials(spec: ClusterMeshPeerSpec, request: Request, now: datetime) -> T
             pki.describe(pem)
         except PkiError as error:
             raise PkiError(f"spec.{field}: {error}: run `clustermesh connect` again to put it right") from None
-    if not pki.belongs(certificate, request.key):
+    key = next((key for key in (request.key, handed) if key is not None and pki.belongs(certificate, key)), None)
+    if key is None:
         raise PkiError("spec.clientCertificate was not made for our key: run `clustermesh connect` again")
     said = pki.describe(certificate)
     if said.expired(now):
         raise PkiError(
             f"spec.clientCertificate expired on {said.not_after:%Y-%m-%d}: run `clustermesh connect` again to renew it"
         )
-    return TlsPem(spec.ca_bundle.encode(), certificate, request.key)
+    return TlsPem(spec.ca_bundle.encode(), certificate, key)
 
 
 def view(request: Request | None, issued: str, tls: TlsPem | None, error: str = "") -> TrustView:

@@ -2,7 +2,8 @@
 
 A cluster's authority signs its own server and client certificates and, from a request, the client certificate of each
 peer. Of a request only the public key and the proof of its possession are taken; names, usages and extensions are
-chosen by the signer, so that no peer can ask for more than a client certificate in its own name. Keys are ECDSA P-256.
+chosen by the signer, so that no peer can ask for more than a client certificate in its own name. Keys are ECDSA P-256;
+authorities and certificates that others made (Cilium's Helm chart makes RSA) are read as they are.
 """
 
 import ipaddress
@@ -14,13 +15,15 @@ from typing import NamedTuple
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_DAYS = 3650
 LEAF_DAYS = 365
 # A certificate is valid a little before it was made, for peers whose clock is behind.
 _CLOCK_SKEW = timedelta(minutes=5)
+
+SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 _REMEDY_REQUEST = "delete the ClusterMeshPeer on the requesting side and connect again"
 
@@ -72,7 +75,7 @@ def remote_user(cluster: str) -> str:
 class CertificateAuthority:
     """Signs for one cluster."""
 
-    def __init__(self, cert: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+    def __init__(self, cert: x509.Certificate, key: SigningKey) -> None:
         self._cert = cert
         self._key = key
 
@@ -94,7 +97,7 @@ class CertificateAuthority:
     def load(cls, cert: bytes, key: bytes) -> "CertificateAuthority":
         """Read an authority from PEM; PkiError unless both fit together and may sign."""
         certificate = _load_certificate(cert)
-        private = load_key(key)
+        private = _load_signing_key(key)
         if certificate.public_key() != private.public_key():
             raise PkiError("the authority's certificate does not belong to its key: restore both from one backup")
         if not _is_authority(certificate):
@@ -128,11 +131,13 @@ class CertificateAuthority:
         cert = builder.sign(self._key, hashes.SHA256())
         return KeyPair(_key_pem(key), cert.public_bytes(serialization.Encoding.PEM))
 
-    def sign_request(self, csr: bytes, expected_cn: str, *, days: int = LEAF_DAYS) -> bytes:
+    def sign_request(
+        self, csr: bytes, expected_cn: str, *, common_name: str | None = None, days: int = LEAF_DAYS
+    ) -> bytes:
         """The client certificate (PEM) for a request that asks for exactly `expected_cn`.
 
-        Extensions of the request are ignored. PkiError when it is malformed, not signed by its own key, in another
-        name, or its key is not on P-256.
+        It is issued in that name unless the signer chooses another `common_name`. Extensions of the request are
+        ignored. PkiError when it is malformed, not signed by its own key, in another name, or its key is not on P-256.
         """
         request = _load_request(csr)
         if not _signature_valid(request):
@@ -146,7 +151,7 @@ class CertificateAuthority:
         public = request.public_key()
         if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
             raise PkiError(f"the signing request's key is not ECDSA P-256: {_REMEDY_REQUEST}")
-        builder = self._leaf(expected_cn, public, days, ExtendedKeyUsageOID.CLIENT_AUTH)
+        builder = self._leaf(common_name or expected_cn, public, days, ExtendedKeyUsageOID.CLIENT_AUTH)
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     def _leaf(
@@ -178,12 +183,19 @@ def make_request(common_name: str, key: bytes | None = None) -> Request:
 
 def load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     """Read an unencrypted ECDSA P-256 key; PkiError otherwise."""
+    key = _load_signing_key(pem)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise PkiError("the private key is not ECDSA P-256: replace it by a new one")
+    return key
+
+
+def _load_signing_key(pem: bytes) -> SigningKey:
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise PkiError(f"not a usable private key in PEM: {error}") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise PkiError("the private key is not ECDSA P-256: replace it by a new one")
+    if not isinstance(key, SigningKey):
+        raise PkiError("the private key is neither ECDSA nor RSA: replace it by a new one")
     return key
 
 
@@ -208,7 +220,12 @@ def describe(cert: bytes) -> Description:
 
 def belongs(cert: bytes, key: bytes) -> bool:
     """Whether a certificate was made for a private key."""
-    return _load_certificate(cert).public_key() == load_key(key).public_key()
+    return _load_certificate(cert).public_key() == _load_signing_key(key).public_key()
+
+
+def asks_for(csr: bytes, key: bytes) -> bool:
+    """Whether a signing request was made for a private key."""
+    return _load_request(csr).public_key() == _load_signing_key(key).public_key()
 
 
 def answers(cert: bytes, csr: bytes) -> bool:
@@ -257,7 +274,7 @@ def _new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _key_pem(key: SigningKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -9,6 +9,18 @@ from itertools import combinations
 import msgspec
 
 from clustermesh import pki
+from clustermesh.cilium import users
+from clustermesh.cilium.access import choose
+from clustermesh.cilium.installation import (
+    FIRST_VERSION,
+    LAST_VERSION,
+    CiliumError,
+    Installation,
+    misfits,
+    release,
+)
+from clustermesh.cilium.objects import API_SERVER, CA, REMOTE_CERT, REMOTE_USERS
+from clustermesh.cilium.users import UsersError
 from clustermesh.cli.mesh import ClusterView
 from clustermesh.pki import PkiError
 
@@ -40,6 +52,8 @@ def check_all(source: ClusterView, destinations: Sequence[ClusterView], now: flo
     """All checks for connecting `source` with each of `destinations`."""
     clusters = [source, *destinations]
     results = [check for cluster in clusters for check in _check_cluster(cluster, now)]
+    results.append(_verdict("one of each two runs clustermesh", _both_cilium(source, destinations)))
+    results += [check for one, other in pairs_with_cilium(source, destinations) for check in _join(one, other, now)]
     results.append(_verdict("cluster names differ", _same_names(clusters)))
     results.append(_verdict("cluster ids differ", _same_ids(source, destinations)))
     results.append(_verdict("identities are numbered alike", _other_numbering(clusters)))
@@ -47,6 +61,15 @@ def check_all(source: ClusterView, destinations: Sequence[ClusterView], now: flo
     results.append(_verdict("node addresses differ", _shared_addresses(clusters)))
     results.append(_check_mtu(clusters))
     return results
+
+
+def pairs_with_cilium(
+    source: ClusterView, destinations: Sequence[ClusterView]
+) -> Iterator[tuple[ClusterView, ClusterView]]:
+    """Of the pairs to be connected those with one cluster that runs Cilium, which comes second."""
+    for other in destinations:
+        if (source.cilium is None) != (other.cilium is None):
+            yield (source, other) if source.cilium is None else (other, source)
 
 
 def failed(checks: Iterable[Check]) -> list[Check]:
@@ -68,10 +91,16 @@ def _verdict(name: str, problems: Iterable[str], *, starting: bool = False) -> C
 
 
 def _check_cluster(cluster: ClusterView, now: float) -> Iterator[Check]:
-    yield _verdict(f"{cluster.name}: the API server runs", _api_server(cluster, now), starting=True)
-    yield _verdict(f"{cluster.name}: every node has an agent", _missing_agents(cluster), starting=True)
+    if cluster.cilium is None:
+        yield _verdict(f"{cluster.name}: the API server runs", _api_server(cluster, now), starting=True)
+        yield _verdict(f"{cluster.name}: every node has an agent", _missing_agents(cluster), starting=True)
+    else:
+        yield _check_version(cluster.name, cluster.cilium.version)
+        yield _verdict(f"{cluster.name}: Cilium's settings fit", misfits(cluster.cilium))
+        yield _check_endpoints(cluster, cluster.cilium)
+        yield _verdict(f"{cluster.name}: its Secrets can be read", _unreadable(cluster.cilium))
     yield _verdict(f"{cluster.name}: every node has pod CIDRs", _missing_ranges(cluster))
-    yield _verdict(f"{cluster.name}: the CA is valid", _authority(cluster, now), starting=not cluster.agents.ca)
+    yield _verdict(f"{cluster.name}: the CA is valid", _authority(cluster, now), starting=not cluster.authority)
 
 
 def _api_server(cluster: ClusterView, now: float) -> Iterator[str]:
@@ -96,16 +125,68 @@ def _missing_ranges(cluster: ClusterView) -> Iterator[str]:
 
 
 def _authority(cluster: ClusterView, now: float) -> Iterator[str]:
-    if not cluster.agents.ca:
-        yield "its certificate is not published: check Secret clustermesh-ca (ca.crt and ca.key)"
+    secret = "clustermesh-ca" if cluster.cilium is None else f"{cluster.cilium.namespace}/{CA}"
+    if not cluster.authority:
+        yield f"its certificate is not published: check Secret {secret} (ca.crt and ca.key)"
         return
     try:
-        said = pki.describe(cluster.agents.ca.encode())
+        said = pki.describe(cluster.authority.encode())
     except PkiError as error:
-        yield f"{error}: check Secret clustermesh-ca"
+        yield f"{error}: check Secret {secret}"
         return
     if said.expired(datetime.fromtimestamp(now, UTC)):
-        yield f"expired on {said.not_after:%Y-%m-%d}: make a new CA in Secret clustermesh-ca"
+        yield f"expired on {said.not_after:%Y-%m-%d}: make a new CA in Secret {secret}"
+
+
+def _check_version(cluster: str, version: str) -> Check:
+    name = f"{cluster}: Cilium's version is known"
+    found = release(version)
+    if found is not None and FIRST_VERSION <= found <= LAST_VERSION:
+        return Check(name, Result.OK, version)
+    known = " to ".join(".".join(map(str, known)) for known in (FIRST_VERSION, LAST_VERSION))
+    return Check(name, Result.WARNING, f"{version or 'it'} is not a release of {known}: it may write other records")
+
+
+def _check_endpoints(cluster: ClusterView, installation: Installation) -> Check:
+    name = f"{cluster.name}: its etcd can be reached"
+    if not cluster.endpoints:
+        return Check(
+            name,
+            Result.FAILED,
+            f"Service {installation.namespace}/{API_SERVER} is missing or has no address: "
+            "run `cilium clustermesh enable`, or wait for its load balancer",
+        )
+    return Check(name, Result.WARNING if installation.remark else Result.OK, installation.remark)
+
+
+def _unreadable(installation: Installation) -> Iterator[str]:
+    """Only of CA and certificate there is a choice, which is judged elsewhere."""
+    for found in installation.forbidden:
+        if not found.endswith((f"/{CA}", f"/{REMOTE_CERT}")):
+            yield f"{found}: the right to get it is missing (secrets also need create and patch)"
+
+
+def _both_cilium(source: ClusterView, destinations: Sequence[ClusterView]) -> Iterator[str]:
+    for other in destinations:
+        if source.cilium is not None and other.cilium is not None:
+            yield (
+                f"{source.name} and {other.name} both run Cilium: join them with `cilium clustermesh connect "
+                f"--context {source.context} --destination-context {other.context}`"
+            )
+
+
+def _join(own: ClusterView, peer: ClusterView, now: float) -> Iterator[Check]:
+    assert peer.cilium is not None
+    name = f"{own.name} can get a certificate of {peer.name}"
+    try:
+        way = choose(peer.cilium, own.name, datetime.fromtimestamp(now, UTC))
+        users.names(peer.cilium.users or "")
+        yield Check(name, Result.OK, str(way))
+    except UsersError as error:
+        where = f"ConfigMap {peer.cilium.namespace}/{REMOTE_USERS}"
+        yield Check(name, Result.FAILED, f"{where}: {error}: put it right first")
+    except CiliumError as error:
+        yield Check(name, Result.FAILED, str(error))
 
 
 def _same_names(clusters: Sequence[ClusterView]) -> Iterator[str]:

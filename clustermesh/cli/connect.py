@@ -1,28 +1,32 @@
 """`clustermesh connect`: read both sides, check, show the plan, act, wait until every agent is done, or undo it all.
 
 The command writes ClusterMeshPeer objects and nothing else; the API servers act on them. Between them it carries
-signing requests, certificates and CA certificates; no private key leaves its cluster.
+signing requests, certificates and CA certificates; no private key leaves its cluster. A cluster that runs Cilium has no
+such objects: what stands for them there is `joining`'s affair.
 """
 
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import click
 import msgspec
 
 from clustermesh import pki
-from clustermesh.cli.checks import Check, Result, check_all, failed, may_be_starting
+from clustermesh.cli.checks import Check, Result, check_all, failed, may_be_starting, pairs_with_cilium
+from clustermesh.cli.joining import Join, JoinPlan
 from clustermesh.cli.mesh import Cluster, ClusterView, Watched, open_clusters, watching
-from clustermesh.cli.options import Settings, global_options, timeout_option
+from clustermesh.cli.options import Settings, cilium_option, global_options, timeout_option
 from clustermesh.cli.readiness import is_ready, why_not_ready
+from clustermesh.cli.server_names import check_server_names
 from clustermesh.kube.errors import Conflict, CredentialError, KubeError
-from clustermesh.kube.objects import CLUSTER_MESH_PEERS, ClusterMeshPeer, ClusterMeshPeerSpec, ObjectMeta
+from clustermesh.kube.objects import CILIUM, CLUSTER_MESH_PEERS, ClusterMeshPeer, ClusterMeshPeerSpec, ObjectMeta
 from clustermesh.output import Failure, Output
 from clustermesh.pki import PkiError
 
+_DISPLAYED = {"clustermesh": "mesh", CILIUM: "Cilium"}
 # Seconds for which a cluster counts as starting, and between two looks at it.
 STARTING = 15.0
 _AGAIN = 0.5
@@ -51,34 +55,46 @@ class Outcome(msgspec.Struct, frozen=True):
     result: str  # refused, planned, unchanged, connected or failed
     checks: list[Check]
     plan: list[Step]
+    cilium: list[JoinPlan] = []  # what changes in clusters that run Cilium
     seconds: float = 0.0
     error: str = ""
     rolled_back: list[str] = []
 
 
+_PLANNED = ("cluster_id", "endpoints", "ca_bundle", "implementation")
+
+
 def make_plan(source: ClusterView, destinations: Sequence[ClusterView]) -> list[Step]:
-    """What has to be written where, each object once; both sides of each pair."""
-    return [step for other in destinations for step in (_step(source, other), _step(other, source))]
+    """What has to be written where, each object once; both sides of each pair that run clustermesh."""
+    return [
+        _step(cluster, peer)
+        for other in destinations
+        for cluster, peer in ((source, other), (other, source))
+        if cluster.cilium is None
+    ]
 
 
 def _step(cluster: ClusterView, peer: ClusterView) -> Step:
     present = cluster.peers.get(peer.name)
     before = present.spec if present is not None else ClusterMeshPeerSpec()
     spec = msgspec.structs.replace(
-        before, cluster_id=peer.cluster_id, endpoints=peer.endpoints, ca_bundle=peer.agents.ca
+        before,
+        cluster_id=peer.cluster_id,
+        endpoints=peer.endpoints,
+        ca_bundle=peer.authority,
+        implementation=peer.implementation,
     )
-    changes = tuple(
-        field for field in ("cluster_id", "endpoints", "ca_bundle") if getattr(spec, field) != getattr(before, field)
-    )
+    changes = tuple(field for field in _PLANNED if getattr(spec, field) != getattr(before, field))
     if present is None:
         return Step(cluster.context, cluster.name, peer.name, Action.CREATE, spec)
     return Step(cluster.context, cluster.name, peer.name, Action.UPDATE if changes else Action.KEEP, spec, changes)
 
 
-def already_connected(plan: Iterable[Step], views: Iterable[ClusterView]) -> bool:
-    """Whether every object of the plan is there and ready."""
+def already_connected(plan: Iterable[Step], views: Iterable[ClusterView], joins: Iterable[Join] = ()) -> bool:
+    """Whether every object of the plan is there and ready, and clusters with Cilium have what they need."""
     by_name = {view.name: view for view in views}
-    return all(step.action is Action.KEEP and is_ready(by_name[step.cluster].peers[step.peer]) for step in plan)
+    kept = all(step.action is Action.KEEP and is_ready(by_name[step.cluster].peers[step.peer]) for step in plan)
+    return kept and all(join.settled(by_name[join.cluster].peers[join.peer]) for join in joins)
 
 
 def to_carry(own: ClusterMeshPeer, other: ClusterMeshPeer) -> dict[str, str]:
@@ -117,9 +133,12 @@ class _Undo(NamedTuple):
 class Connecting:
     """Carries a plan out, and back."""
 
-    def __init__(self, clusters: Mapping[str, Cluster], plan: Sequence[Step], output: Output) -> None:
+    def __init__(
+        self, clusters: Mapping[str, Cluster], plan: Sequence[Step], output: Output, joins: Sequence[Join] = ()
+    ) -> None:
         self._clusters = clusters  # by name
         self._plan = plan
+        self._joins = {(join.cluster, join.peer): join for join in joins}
         self._output = output
         self._journal: list[_Undo] = []
 
@@ -143,7 +162,7 @@ class Connecting:
 
     async def roll_back(self) -> list[str]:
         """Put every touched object back, the last one first; what could not be is named with its error."""
-        done = []
+        done = [line for join in self._joins.values() for line in await join.roll_back()]
         for undo in reversed(self._journal):
             try:
                 await self._undo(undo)
@@ -172,15 +191,17 @@ class Connecting:
         waiting = {}
         for step in self._plan:
             label = f"{step.cluster} → {step.peer}"
+            join = self._joins.get((step.cluster, step.peer))
             own = sides[step.cluster].peers.get(step.peer)
-            other = sides[step.peer].peers.get(step.cluster)
-            if own is None or other is None:
+            other = sides[step.peer].peers.get(step.cluster) if join is None else None
+            if own is None or (join is None and other is None):
                 waiting[label] = "its ClusterMeshPeer was deleted"
                 continue
-            patch = to_carry(own, other)
+            patch = await join.carry(own) if join is not None else to_carry(own, cast(ClusterMeshPeer, other))
             if patch:
                 own = await self._patch(sides[step.cluster], step, own, patch)
-            if (reason := why_not_ready(own)) is not None:
+            reason = why_not_ready(own) or (join.missing() if join is not None else None)
+            if reason is not None:
                 waiting[label] = reason
         return waiting
 
@@ -220,71 +241,91 @@ class Connecting:
     help="Context of a cluster to connect with; may be given several times.",
 )
 @click.option("--dry-run", is_flag=True, help="Check, show the plan and stop.")
+@cilium_option
 @timeout_option(120, "How long to wait until every agent on all sides is ready.")
 @global_options
-def connect(settings: Settings, destinations: tuple[str, ...], dry_run: bool, timeout: float) -> None:
+def connect(
+    settings: Settings, destinations: tuple[str, ...], dry_run: bool, cilium_namespace: str, timeout: float
+) -> None:
     """Join clusters to this one and wait until they are one.
+
+    Of two clusters one may run Cilium: it is recognised and joined in its own terms.
 
     Succeeds once every agent on all sides has applied the peers' data and a probe came back; otherwise puts everything
     back as it was.
     """
     output = settings.output()
-    outcome = asyncio.run(_connect(settings, output, destinations, dry_run, timeout))
+    outcome = asyncio.run(_connect(settings, output, destinations, dry_run, cilium_namespace, timeout))
     output.document(outcome)
     if outcome.error:
         raise Failure(outcome.error)
 
 
 async def _connect(
-    settings: Settings, output: Output, destinations: Sequence[str], dry_run: bool, timeout: float
+    settings: Settings,
+    output: Output,
+    destinations: Sequence[str],
+    dry_run: bool,
+    cilium_namespace: str,
+    timeout: float,
 ) -> Outcome:
     started = time.monotonic()
     contexts = [settings.context, *dict.fromkeys(destinations)]
     async with open_clusters(settings.kubeconfig, contexts) as clusters:
         patience = time.monotonic() + min(timeout, STARTING)
         while True:
-            views = await _read(clusters, output)
+            views = await _read(clusters, output, cilium_namespace)
             if isinstance(views, Outcome):
                 return views
             source, others = views[0], views[1:]
-            checks = [Check(f"{view.name}: reachable, mesh installed", Result.OK, view.context) for view in views]
+            checks = [
+                Check(f"{view.name}: reachable, {_DISPLAYED[view.implementation]} installed", Result.OK, view.context)
+                for view in views
+            ]
             checks += check_all(source, others, time.time())
             if not may_be_starting(checks) or time.monotonic() > patience:
                 break
             output.progress("; ".join(f"{check.name}: {check.detail}" for check in failed(checks)))
             await asyncio.sleep(_AGAIN)
+        by_name = {view.name: cluster for view, cluster in zip(views, clusters, strict=True)}
+        pairs = [] if failed(checks) else list(pairs_with_cilium(source, others))
+        joins = [Join(own, peer, by_name[own.name], by_name[peer.name], output) for own, peer in pairs]
+        for own in {own.name: own for own, _ in pairs}.values():
+            checks += await check_server_names(own)
         _show_checks(output, checks)
         if wrong := failed(checks):
             error = (
                 f"{len(wrong)} of {len(checks)} checks failed, nothing was changed: {wrong[0].name}: {wrong[0].detail}"
             )
             return Outcome("refused", checks, [], error=error)
-        plan = make_plan(source, others)
-        _show_plan(output, plan)
+        plan, there = make_plan(source, others), [join.plan for join in joins]
+        _show_plan(output, plan, there)
         if dry_run:
             output.line("dry run: nothing was changed")
-            return Outcome("planned", checks, plan)
+            return Outcome("planned", checks, plan, there)
         names = ", ".join(view.name for view in others)
-        if already_connected(plan, views):
+        if already_connected(plan, views, joins):
             output.good(f"{source.name} is connected with {names} already")
-            return Outcome("unchanged", checks, plan)
-        connecting = Connecting({v.name: c for v, c in zip(views, clusters, strict=True)}, plan, output)
+            return Outcome("unchanged", checks, plan, there)
+        connecting = Connecting(by_name, plan, output, joins)
         try:
             await connecting.run(timeout)
         except (Failure, KubeError, CredentialError) as error:
             undone = await _roll_back(connecting, output)
-            return Outcome("failed", checks, plan, time.monotonic() - started, str(error), undone)
+            return Outcome("failed", checks, plan, there, time.monotonic() - started, str(error), undone)
         except asyncio.CancelledError:
             await _roll_back(connecting, output)
             raise
         seconds = time.monotonic() - started
         output.good(f"{source.name} and {names} are connected and every agent is ready ({seconds:.1f} s)")
-        return Outcome("connected", checks, plan, seconds)
+        for join in joins:
+            output.warn(join.lasting())
+        return Outcome("connected", checks, plan, there, seconds)
 
 
-async def _read(clusters: Sequence[Cluster], output: Output) -> list[ClusterView] | Outcome:
+async def _read(clusters: Sequence[Cluster], output: Output, cilium_namespace: str) -> list[ClusterView] | Outcome:
     """All views at once, or the outcome that names every cluster that cannot be read."""
-    found = await asyncio.gather(*(cluster.view() for cluster in clusters), return_exceptions=True)
+    found = await asyncio.gather(*(cluster.view(cilium_namespace) for cluster in clusters), return_exceptions=True)
     views = []
     checks = []
     for cluster, result in zip(clusters, found, strict=True):
@@ -313,7 +354,7 @@ def _show_checks(output: Output, checks: Iterable[Check]) -> None:
         show[check.result](f"{check.name}: {check.detail}" if check.detail else check.name)
 
 
-def _show_plan(output: Output, plan: Iterable[Step]) -> None:
+def _show_plan(output: Output, plan: Iterable[Step], there: Iterable[JoinPlan]) -> None:
     output.table(
         ("CONTEXT", "CLUSTER", "PEER", "ID", "ENDPOINTS", "ACTION"),
         [
@@ -328,3 +369,5 @@ def _show_plan(output: Output, plan: Iterable[Step]) -> None:
             for step in plan
         ],
     )
+    for one in there:
+        output.line(str(one))

@@ -1,4 +1,7 @@
-"""A cluster as the commands see it through its Kubernetes API: who it is, its nodes, its agents, its peers."""
+"""A cluster as the commands see it through its Kubernetes API: who it is, its nodes, its agents, its peers.
+
+It runs clustermesh, or Cilium instead.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -8,10 +11,14 @@ from pathlib import Path
 
 import msgspec
 
+from clustermesh.cilium import installation as cilium
+from clustermesh.cilium.installation import CiliumError, Installation
+from clustermesh.cilium.objects import NAMESPACE as CILIUM_NAMESPACE
 from clustermesh.kube import config
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.errors import ConfigError, CredentialError, KubeError, NotFound
 from clustermesh.kube.objects import (
+    CILIUM,
     CLUSTER_MESH_PEERS,
     CONFIG_MAPS,
     NODES,
@@ -85,6 +92,20 @@ class ClusterView(msgspec.Struct, frozen=True):
     nodes: tuple[NodeView, ...] = ()
     agents: AgentsView = AgentsView()
     peers: Mapping[str, ClusterMeshPeer] = {}
+    cilium: Installation | None = None  # what runs there instead of clustermesh
+
+    @property
+    def implementation(self) -> str:
+        return "clustermesh" if self.cilium is None else CILIUM
+
+    @property
+    def authority(self) -> str:
+        """PEM of what its peers have to trust."""
+        return self.agents.ca if self.cilium is None else self.cilium.ca
+
+
+class NotInstalled(Failure):
+    """Neither clustermesh nor, where that would do, Cilium."""
 
 
 class ClusterConfigError(ValueError):
@@ -154,11 +175,11 @@ class Cluster:
         return {peer.name: peer for peer in await self.client.list(CLUSTER_MESH_PEERS)}
 
     async def identity(self) -> tuple[str, int, int, tuple[str, ...]]:
-        """As `parse_config`; Failure when the mesh is not installed."""
+        """As `parse_config`; NotInstalled or another Failure when that cannot be said."""
         try:
             config_map = await self.client.get(CONFIG_MAPS, CONFIG, SYSTEM_NAMESPACE)
         except NotFound:
-            raise Failure(
+            raise NotInstalled(
                 f"context {self.context}: clustermesh is not installed there (ConfigMap {SYSTEM_NAMESPACE}/{CONFIG} "
                 "is missing): install it first"
             ) from None
@@ -167,8 +188,32 @@ class Cluster:
         except ClusterConfigError as error:
             raise Failure(f"context {self.context}: {error}") from None
 
-    async def view(self) -> ClusterView:
+    async def installation(self, namespace: str = CILIUM_NAMESPACE) -> Installation | None:
+        """The Cilium that runs there, None without one; Failure when it cannot be read or is not made for a mesh."""
+        try:
+            return await cilium.read(self.client, namespace)
+        except* (CiliumError, KubeError, CredentialError) as errors:
+            raise Failure(f"context {self.context}: {_first(errors)}") from None
+
+    async def view(self, cilium_namespace: str = CILIUM_NAMESPACE) -> ClusterView:
         """Read everything; Failure names the context and what is wrong."""
+        try:
+            return await self._own_view()
+        except NotInstalled as missing:
+            found = await self.installation(cilium_namespace)
+            if found is None:
+                raise missing from None
+        return ClusterView(
+            context=self.context,
+            name=found.name,
+            cluster_id=found.cluster_id,
+            max_clusters=found.max_clusters,
+            endpoints=found.endpoints,
+            nodes=tuple(NodeView(*node) for node in found.nodes),
+            cilium=found,
+        )
+
+    async def _own_view(self) -> ClusterView:
         try:
             name, cluster_id, max_clusters, endpoints = await self.identity()
             async with asyncio.TaskGroup() as group:
@@ -192,6 +237,13 @@ class Cluster:
             agents=agents.result(),
             peers=peers.result(),
         )
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
+from clustermesh.cilium.objects import NAMESPACE
 from clustermesh.output import Format, Output
 
 P = ParamSpec("P")
@@ -70,6 +71,12 @@ def timeout_option(default: float, text: str) -> Callable[[Callable[..., Any]], 
     """`--timeout` in seconds, of commands that wait."""
     seconds = click.FloatRange(min=1, max=86400)
     return click.option("--timeout", type=seconds, default=default, show_default=True, metavar="SECONDS", help=text)
+
+
+def cilium_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--cilium-namespace`, of commands that may meet a cluster with Cilium."""
+    text = "Namespace of Cilium in clusters that run it instead of clustermesh."
+    return click.option("--cilium-namespace", default=NAMESPACE, show_default=True, metavar="NAME", help=text)(command)
 
 
 def merge(outer: Settings, *, kubeconfig: Any, context: Any, output: Any, verbose: Any) -> Settings:

@@ -12,7 +12,7 @@ from clustermesh.cli.mesh import AgentsView, Cluster, open_clusters, watching
 from clustermesh.cli.options import Settings, global_options, timeout_option
 from clustermesh.cli.readiness import why_not_ready
 from clustermesh.kube.errors import CredentialError, KubeError, NotFound
-from clustermesh.kube.objects import ClusterMeshPeer, PeerAgents, PeerConnection, PeerProbe, PeerQuarantine
+from clustermesh.kube.objects import CILIUM, ClusterMeshPeer, PeerAgents, PeerConnection, PeerProbe, PeerQuarantine
 from clustermesh.output import Failure, Output
 
 _AGAIN = 0.5  # seconds between two attempts at an API that does not answer
@@ -29,6 +29,7 @@ class Records(msgspec.Struct, frozen=True):
 
 class PeerLine(msgspec.Struct, frozen=True, rename="camel"):
     name: str
+    implementation: str
     ready: bool
     reason: str  # why it is not ready
     connection: PeerConnection
@@ -72,6 +73,7 @@ def _line(peer: ClusterMeshPeer, agents: AgentsView, alive: bool, now: float) ->
     parts = [agent.peers.get(peer.name) for agent in agents.agents.values()]
     return PeerLine(
         name=peer.name,
+        implementation=peer.spec.implementation,
         ready=reason is None,
         reason=reason or "",
         connection=status.connection,
@@ -104,7 +106,7 @@ def status(settings: Settings, wait: bool, timeout: float) -> None:
     """Show what is applied of each peer.
 
     Exit status 1 unless every peer is ready: connected, its records complete and in every node's kernel maps, and a
-    probe of each node answered.
+    probe of each node answered; nodes that run Cilium answer none.
     """
     output = settings.output()
     report = asyncio.run(_status(settings, output, timeout if wait else None))
@@ -205,7 +207,7 @@ def _show(output: Output, report: Report) -> None:
 def _row(line: PeerLine) -> Sequence[str]:
     connection = line.connection
     stage = f"{connection.state} ({connection.stage})" if connection.stage else connection.state
-    probe = f"{line.probe.reachable}/{line.probe.total}"
+    probe = f"{line.probe.reachable}/{line.probe.total}" if line.implementation != CILIUM else "none (Cilium)"
     if line.probe.reachable:
         probe += f" {line.probe.rtt_micros / 1000:.2f} ms"
     return (

@@ -28,6 +28,7 @@ _CONNECT_TIMEOUT = 10.0  # seconds
 _SILENCE = 30.0  # seconds without an event after which a server is asked whether it still lives
 _APPLY_ATTEMPTS = 5
 _MERGE_PATCH = "application/merge-patch+json"
+_APPLY_PATCH = "application/apply-patch+yaml"
 
 log = logging.getLogger(__name__)
 
@@ -228,6 +229,18 @@ class KubeClient:
             except Conflict as error:
                 conflict = error
         raise cast(Conflict, conflict)
+
+    async def apply_fields(self, resource: Resource[T], body: Body, manager: str, namespace: str | None = None) -> T:
+        """Server-side apply: `manager`'s fields are these and no others; fields of other managers stay.
+
+        Conflict when another manager has one of them with another value.
+        """
+        wanted = _document(resource, body)
+        name, namespace = wanted["metadata"]["name"], namespace or wanted["metadata"].get("namespace")
+        request = f"apply {resource} {_name(name, namespace)}"
+        path, query = resource.path(namespace, name), {"fieldManager": manager}
+        answer = await self.request("PATCH", path, request, query=query, body=wanted, content_type=_APPLY_PATCH)
+        return self._decode(resource, answer, request)
 
     # The wire
 

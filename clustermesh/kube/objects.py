@@ -359,6 +359,14 @@ class ClusterMeshPeer(KubeObject, frozen=True, gc=False, rename="camel", omit_de
 
 SYSTEM_NAMESPACE = "clustermesh-system"
 GROUP = "clustermesh.io"
+# In the Secret of a peer: a key that a Cilium cluster made for all its peers. It stands beside the API server's own.
+HANDED_KEY = "handed.key"
+
+
+def peer_secret(peer: str) -> str:
+    """The Secret with what this cluster shows to a peer."""
+    return f"clustermesh-peer-{peer}"
+
 
 NODES = Resource("", "v1", "nodes", "Node", False, Node)
 PODS = Resource("", "v1", "pods", "Pod", True, Pod)

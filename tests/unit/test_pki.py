@@ -135,3 +135,35 @@ def test_no_damaged_request_crashes_the_signer(data: st.DataObject) -> None:
 
 _AUTHORITY = CertificateAuthority.create("red")
 _REQUEST = pki.make_request("remote-green")
+
+
+def rsa_authority(name: str) -> CertificateAuthority:
+    """As Cilium's Helm chart makes one."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    cert = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=3))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    encoding = serialization.Encoding.PEM
+    pem = key.private_bytes(encoding, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption())
+    return CertificateAuthority.load(cert.public_bytes(encoding), pem)
+
+
+def test_an_rsa_authority_signs_a_request_in_the_name_that_it_chooses() -> None:
+    foreign = rsa_authority("Cilium CA")
+    request = pki.make_request("remote-red")
+    assert pki.asks_for(request.csr, request.key) and not pki.asks_for(request.csr, foreign.key)
+    issued = foreign.sign_request(request.csr, "remote-red", common_name="remote")
+    assert pki.describe(issued).common_name == "remote"
+    assert pki.signed_by(issued, foreign.cert) and pki.belongs(issued, request.key)
+    with pytest.raises(PkiError, match="only 'CN=remote-green' is signed"):
+        foreign.sign_request(request.csr, "remote-green", common_name="remote")
