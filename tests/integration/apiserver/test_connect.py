@@ -1,9 +1,7 @@
 """connect, status and disconnect between two clusters, as an operator types them."""
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,23 +12,12 @@ import pytest
 from clustermesh.kube.objects import CLUSTER_MESH_PEERS
 from clustermesh.kvstore.auth import AuthAdmin
 from clustermesh.wire import keys
+from tests.integration.apiserver.commands import Ended, merged_kubeconfig, run, serve_as, start
 from tests.integration.apiserver.meshes import MeshCluster, end
 from tests.integration.etcd_process import EtcdProcess
 from tests.integration.waiting import eventually
 
 pytestmark = pytest.mark.integration
-
-COMMAND = Path(sys.executable).parent / "clustermesh"
-
-
-class Ended(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return msgspec.json.decode(self.out)
 
 
 class Mesh(NamedTuple):
@@ -39,22 +26,8 @@ class Mesh(NamedTuple):
     kubeconfig: Path
     tasks: dict[str, asyncio.Task[None]]  # by cluster
 
-    async def start(self, *arguments: str) -> asyncio.subprocess.Process:
-        environment = os.environ | {"KUBECONFIG": str(self.kubeconfig)}
-        pipe = asyncio.subprocess.PIPE
-        return await asyncio.create_subprocess_exec(str(COMMAND), *arguments, env=environment, stdout=pipe, stderr=pipe)
-
     async def command(self, *arguments: str) -> Ended:
-        process = await self.start(*arguments)
-        try:
-            async with asyncio.timeout(60):
-                out, err = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode is not None
-        return Ended(process.returncode, out.decode(), err.decode())
+        return await run(self.kubeconfig, *arguments)
 
     async def connect(self, *arguments: str) -> Ended:
         return await self.command("connect", "--context", "red", "--destination-context", "green", *arguments)
@@ -72,7 +45,8 @@ async def mesh(etcd: EtcdProcess, own: EtcdProcess, tmp_path: Path) -> AsyncIter
     try:
         await asyncio.gather(*(cluster.install() for cluster in clusters))
         tasks |= {cluster.name: asyncio.create_task(cluster.run()) for cluster in clusters}
-        mesh = Mesh(clusters[0], clusters[1], merged_kubeconfig(clusters, tmp_path / "kubeconfig"), tasks)
+        contexts = {cluster.name: cluster.kubernetes.kubeconfig for cluster in clusters}
+        mesh = Mesh(clusters[0], clusters[1], merged_kubeconfig(contexts, tmp_path / "kubeconfig"), tasks)
         await eventually(lambda: alive(mesh))
         yield mesh
     finally:
@@ -80,27 +54,6 @@ async def mesh(etcd: EtcdProcess, own: EtcdProcess, tmp_path: Path) -> AsyncIter
             await end(task)
         for cluster in clusters:
             await cluster.close()
-
-
-async def serve_as(etcd: EtcdProcess, cluster: str) -> None:
-    """Give an etcd a server certificate in its cluster's name."""
-    await etcd.stop()
-    pair = etcd.ca.issue_server("etcd", [f"{cluster}.mesh.cilium.io", "localhost", "127.0.0.1"])
-    etcd.server.cert.write_bytes(pair.cert)
-    etcd.server.key.write_bytes(pair.key)
-    await etcd.start()
-
-
-def merged_kubeconfig(clusters: list[MeshCluster], path: Path) -> Path:
-    merged: dict[str, Any] = {"apiVersion": "v1", "kind": "Config", "current-context": "red"}
-    for cluster in clusters:
-        single = msgspec.json.decode(cluster.kubernetes.kubeconfig.read_bytes())
-        for section, part in (("clusters", "cluster"), ("users", "user")):
-            merged.setdefault(section, []).append({"name": cluster.name, part: single[section][0][part]})
-        entry = {"name": cluster.name, "context": {"cluster": cluster.name, "user": cluster.name}}
-        merged.setdefault("contexts", []).append(entry)
-    path.write_bytes(msgspec.json.encode(merged))
-    return path
 
 
 async def alive(mesh: Mesh) -> bool:
@@ -172,7 +125,7 @@ async def test_agents_that_never_finish_make_connect_roll_back(mesh: Mesh) -> No
     await eventually(lambda: nothing_of(root, "red"))
 
     # So does an operator who loses patience.
-    process = await mesh.start("connect", "--context", "red", "--destination-context", "green")
+    process = await start(mesh.kubeconfig, "connect", "--context", "red", "--destination-context", "green")
     await eventually(lambda: has_objects(mesh.green))
     process.send_signal(signal.SIGINT)
     assert await asyncio.wait_for(process.wait(), 20) != 0
