@@ -11,6 +11,8 @@ import yaml
 
 FILE = "users.yaml"
 _ROLE = "remote"
+# How YAML's null reads when everything is a string.
+_NOTHING = (None, "", "~", "null")
 
 
 class UsersError(ValueError):
@@ -46,7 +48,7 @@ def _document(text: str) -> Mapping[str, Any]:
         document = yaml.load(text, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise UsersError(f"{FILE} is no YAML: {' '.join(str(error).split())}") from None
-    if document in (None, ""):
+    if document in _NOTHING:
         return {}
     if not isinstance(document, dict):
         raise UsersError(f"{FILE} is no mapping with the key users")
@@ -55,7 +57,7 @@ def _document(text: str) -> Mapping[str, Any]:
 
 def _entries(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     found = document.get("users", [])
-    if found in (None, ""):
+    if found in _NOTHING:
         return []
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise UsersError(f"users in {FILE} is no list of {{name, role}}")
