@@ -57,7 +57,8 @@ class Writer:
         self._wanted: dict[bytes, bytes] = {}
         # Found in etcd and not claimed by a put yet; None: there, but not under our lease.
         self._adopted: dict[bytes, bytes | None] = {}
-        self._owned: set[bytes] = set()
+        self._prefixes: set[bytes] = set()  # adopted or pruned
+        self._owned: set[bytes] = set()  # pruned
         # In the order of the turns; an OrderedDict because a dict emptied from the front is slow to iterate.
         self._pending: OrderedDict[bytes, Turn] = OrderedDict()
         self._travelling: dict[bytes, Turn] = {}
@@ -117,6 +118,7 @@ class Writer:
     async def adopting(self, prefix: Key) -> AsyncGenerator[list[KeyValue], None]:
         """The same page by page, for who wants to see what is there and puts it as it comes."""
         lease_id = await self._lease.granted() if self._lease is not None else 0
+        self._prefixes.add(to_bytes(prefix))
         async with aclosing(self._connection.list(prefix)) as pages:
             async for page in pages:
                 for kv in page:
@@ -130,6 +132,7 @@ class Writer:
         From now on what else turns up there after a loss of the store is deleted as well.
         """
         start = to_bytes(prefix)
+        self._prefixes.add(start)
         self._owned.add(start)
         unclaimed = [key for key in self._adopted if key.startswith(start)]
         for key in unclaimed:
@@ -299,17 +302,22 @@ class Writer:
             self._adopted = dict.fromkeys(self._adopted)
             for key in self._wanted:
                 self._queue(key)
-            for prefix in self._owned:
+            for prefix in self._prefixes.copy():
                 await self._sweep(prefix)
 
     async def _sweep(self, prefix: bytes) -> None:
+        """Delete what nobody wants, or, before the prefix was pruned for the first time, adopt it."""
         backoff = Backoff()
         while True:
             try:
                 async for page in self._connection.list(prefix):
                     for kv in page:
-                        if kv.key not in self._wanted:
+                        if kv.key in self._wanted:
+                            continue
+                        if prefix in self._owned:
                             self._queue(kv.key)
+                        else:
+                            self._adopted.setdefault(kv.key, None)
                 return
             except KvError as error:
                 log.warning("cannot look for left-over keys under %s yet: %s", prefix.decode(errors="replace"), error)

@@ -179,6 +179,27 @@ async def test_a_restored_store_is_brought_up_to_date(etcd: EtcdProcess) -> None
         await until_stored(kv, {f"{PREFIX}a": b"new 9"})
 
 
+async def test_what_a_restored_store_brings_back_before_the_first_prune_is_pruned(
+    etcd: EtcdProcess,
+) -> None:
+    kv = etcd.connection()
+    await kv.put(f"{PREFIX}stray", b"1")
+    await etcd.stop()
+    saved = etcd.save()
+    await etcd.start()
+    await kv.delete(f"{PREFIX}stray")
+    async with running(kv, ttl=3) as writer:
+        await writer.adopt(PREFIX)
+        writer.put(f"{PREFIX}a", b"1")
+        await writer.flush()
+        await etcd.kill()
+        etcd.restore(saved)
+        await etcd.start()
+        await until_stored(kv, {f"{PREFIX}stray": b"1", f"{PREFIX}a": b"1"})
+        writer.prune(PREFIX)
+        await until_stored(kv, {f"{PREFIX}a": b"1"})
+
+
 async def test_a_value_that_is_too_large_is_rejected_alone(etcd: EtcdProcess) -> None:
     kv = etcd.connection()
     async with running(kv) as writer:

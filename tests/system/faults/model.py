@@ -84,8 +84,8 @@ class Model:
         """Change something; returns the keys in the order in which a real exporter writes them."""
         self.changes += 1
         kinds: list[tuple[Callable[[], Changed], int]] = [
-            (self._pod_appears, 25),
-            (self._pod_goes, 25),
+            (self._pod_appears, 45 if len(self.pods) < PODS else 20),
+            (self._pod_goes, 15 if len(self.pods) < PODS else 35),
             (self._pod_changes, 20),
             (self._address_moves, 15),
             (self._service_changes, 8),
@@ -162,7 +162,7 @@ class Model:
 
     def _node_comes_or_goes(self) -> Changed:
         missing = [n for n in range(NODES) if f"{CLUSTER}-{n}" not in self.nodes]
-        if missing and self.random.random() < 0.6:
+        if missing and self.random.random() < 0.8:
             return self._put_node(missing[0], self.changes % 200)
         name = self._passing_node()
         cidr = ip_network(self.nodes[name].cidr)
