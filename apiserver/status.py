@@ -79,7 +79,8 @@ def summarise(
     was_applied = any(c.type == "Applied" and c.status == "True" for c in previous.conditions)
     settling = was_applied and mirror.quiet < SETTLE
     expected = {kind.value: mirror.records.get(kind, 0) for kind in Kind}
-    applicable = {kind.value: mirror.records.get(kind, 0) for kind in DATAPATH_KINDS}
+    applied_kinds = mirror.config.datapath_kinds() if mirror.config is not None else DATAPATH_KINDS
+    applicable = {kind.value: mirror.records.get(kind, 0) for kind in applied_kinds}
     waiting = {
         node: reason
         for node in sorted(nodes)

@@ -187,7 +187,7 @@ class _Node:
                 self._reconciler.prune(Map.ENDPOINTS, None, self._endpoints.keys() | self._mesh.hosts.entries.keys())
 
     def _targets(self) -> Iterable[str]:
-        return (entry.probe for peer in self._mesh.peers() for entry in peer.nodes.values() if entry.probe)
+        return (probe for peer in self._mesh.peers() for probe in self._mesh.probes(peer))
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         """Return once `holds` says so; it is asked again after every round of the reconciler."""

@@ -4,6 +4,8 @@ The own cluster's records are read always, a peer's from the moment its `cluster
 the list of peers, which a lost store is without, does not name it. Each kind of each cluster has a task of its own; a
 prefix is read from the moment its canary stands, so that its first list is complete and everything beyond it is known
 to be stale.
+
+Which kinds a peer has follows from its `cluster-config`; when that changes, only what it names otherwise is read anew.
 """
 
 import asyncio
@@ -18,14 +20,17 @@ from clustermesh.kvstore.errors import KvError
 from clustermesh.kvstore.feed import Batch, Event, Feed
 from clustermesh.wire import keys, records
 from clustermesh.wire.errors import RecordError
-from clustermesh.wire.keys import DATAPATH_KINDS, Kind
-from clustermesh.wire.private import PeerList
+from clustermesh.wire.identity import Numbering
+from clustermesh.wire.keys import Kind
+from clustermesh.wire.private import PeerList, PeerSettings
 from nodeagent.gate import Gate
 from nodeagent.mesh import Cluster, Mesh
 
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.5
+# Whether a mesh has 255 or 511 clusters concerns the API server; no identity can carry more.
+_ANY_CLUSTER = Numbering(511)
 
 
 class Watched(NamedTuple):
@@ -41,16 +46,18 @@ class Feeds:
     def __init__(self, connection: Connection, mesh: Mesh) -> None:
         self._connection = connection
         self._mesh = mesh
-        self._peers: dict[str, asyncio.Task[None]] = {}
+        self._peers: dict[str, dict[Kind, asyncio.Task[None]]] = {}
         self._listed: Mapping[str, int] | None = None  # the peers there are; None while nobody says
         self._vanished: set[str] = set()  # those of them without a configuration now
         self._configs_read = False
+        self._settings_read = asyncio.Event()
         self._refused: dict[str, Event] = {}  # configurations that cannot be used, at least not now
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            for kind in DATAPATH_KINDS:
+            for kind in self._mesh.own.kinds:
                 tasks.create_task(self._kind(self._mesh.own, kind, *self._own(kind)))
+            tasks.create_task(self._settings())
             tasks.create_task(self._configs(tasks))
             tasks.create_task(self._peer_list(tasks))
 
@@ -91,6 +98,7 @@ class Feeds:
     # The list of peers
 
     async def _configs(self, tasks: asyncio.TaskGroup) -> None:
+        await self._settings_read.wait()
         async with aclosing(Feed(self._connection, keys.CLUSTER_CONFIGS).batches()) as batches:
             async for batch in batches:
                 for event in batch.events:
@@ -145,8 +153,9 @@ class Feeds:
             return
         try:
             config = records.decode(records.ClusterConfig, event.value)
+            config.kinds()  # a mode that nobody knows
             self._check_id(name, config.id)
-        except RecordError as error:
+        except ValueError as error:
             self._mesh.reject(name, key, str(error))
             self._refused[name] = event
             return
@@ -154,25 +163,57 @@ class Feeds:
         if known is not None and known.cluster_id != config.id:
             self._stop(name)
             known = None
+        kinds = config.datapath_kinds()
         if known is None:
-            peer = self._mesh.add_peer(name, config.id)
-            self._peers[name] = tasks.create_task(self._peer(peer))
+            known = self._mesh.add_peer(name, config.id, kinds)
+        elif known.kinds != kinds:
+            self._mesh.set_kinds(known, kinds)
+        self._read(known, tasks)
 
     def _check_id(self, name: str, cluster_id: int) -> None:
+        _ANY_CLUSTER.check_cluster_id(cluster_id)
         for other in self._mesh.clusters.values():
             if other.cluster_id == cluster_id and other.name != name:
                 raise RecordError(f"cluster id {cluster_id} is in use by {other.name}: give one of them another id")
 
-    async def _peer(self, peer: Cluster) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            for kind in DATAPATH_KINDS:
+    def _read(self, peer: Cluster, tasks: asyncio.TaskGroup) -> None:
+        """Have the peer's kinds read, and those alone."""
+        running = self._peers.setdefault(peer.name, {})
+        # The group that runs a task awaits its end. What it may still deliver until then is of no kind that is read.
+        for kind in running.keys() - set(peer.kinds):
+            running.pop(kind).cancel()
+        for kind in peer.kinds:
+            if kind not in running:
                 watched = Watched(keys.cache_prefix(kind, peer.name), keys.cache_canary(kind, peer.name))
-                tasks.create_task(self._kind(peer, kind, watched))
+                running[kind] = tasks.create_task(self._kind(peer, kind, watched))
 
     def _stop(self, name: str) -> None:
-        # The group that runs the task awaits its end. What it may still deliver until then finds no such cluster.
-        self._peers.pop(name).cancel()
+        for task in self._peers.pop(name).values():
+            task.cancel()
         self._mesh.remove_peer(name)
+
+    # What the API server says of peers
+
+    async def _settings(self) -> None:
+        async with aclosing(Feed(self._connection, keys.PEERS).batches()) as batches:
+            async for batch in batches:
+                for event in batch.events:
+                    self._setting(event)
+                if batch.synced:
+                    self._settings_read.set()
+
+    def _setting(self, event: Event) -> None:
+        key = event.key.decode(errors="backslashreplace")
+        name = keys.tail(keys.PEERS, key)
+        if event.value is None:
+            self._mesh.forgive(key)
+            return  # the peer goes, or the store is lost: neither changes what runs there
+        try:
+            self._mesh.set_settings(name, records.decode(PeerSettings, event.value))
+        except RecordError as error:
+            self._mesh.reject(name, key, str(error))
+        else:
+            self._mesh.forgive(key)
 
     # Canaries
 

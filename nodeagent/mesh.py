@@ -11,18 +11,20 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from clustermesh.kvstore.feed import Event
-from clustermesh.wire import records
+from clustermesh.wire import endpoint_slices, records
 from clustermesh.wire.errors import RecordError
 from clustermesh.wire.keys import DATAPATH_KINDS, PRIVATE, Kind, cache_prefix
-from clustermesh.wire.private import LocalService
-from clustermesh.wire.records import AddressRecord, Node, ServiceRecord
+from clustermesh.wire.private import LocalService, PeerSettings
+from clustermesh.wire.records import AddressRecord, Node, PortMaps, ServiceRecord
 from nodeagent.compile.ipcache import Addresses, address_key
 from nodeagent.compile.nodes import NodeEntries, compile_node
+from nodeagent.compile.services import check_ports
 from nodeagent.datapath.abi import BackendValue, IpcacheValue, Map, NodeValue
 from nodeagent.place import Place
 from nodeagent.tables.pods import LocalPods
 from nodeagent.tables.ranked import Changes, Ranked
 from nodeagent.tables.services import ServiceChanges, Services
+from nodeagent.tables.slices import Slices
 from nodeagent.tables.source import Facet, Source
 
 log = logging.getLogger(__name__)
@@ -55,9 +57,13 @@ class Cluster:
     cluster_id: int
     foreign: bool
     addresses: Addresses
+    kinds: tuple[Kind, ...] = DATAPATH_KINDS  # that are read of it
     nodes: dict[str, NodeEntries] = field(default_factory=dict)
     identities: dict[int, Mapping[str, str]] = field(default_factory=dict)
     local_identities: dict[int, Mapping[str, str]] = field(default_factory=dict)  # of the own cluster, unknown to peers
+    slices: Slices = field(default_factory=Slices)
+    # After a change of kinds: the services by the new kind, until its list is complete. Till then the old ones count.
+    staged: dict[str, ServiceRecord] | None = None
     synced: dict[Kind, int] = field(default_factory=dict)  # kind → mark of its complete list
     last_event: float = 0.0  # Unix time
     revisions: deque[tuple[int, int]] = field(default_factory=deque)  # (mark, etcd revision) not flushed yet
@@ -82,6 +88,7 @@ class Mesh:
         self.services = Services(place.cluster_id)
         self.pods = LocalPods()
         self.own_node: Node | None = None
+        self.settings: dict[str, PeerSettings] = {}  # by peer, whether or not it is one yet
         self.rejected: dict[str, str] = {}  # key → why it was kept out
         self.peers_known = False
         self._adopted: set[int] = set()
@@ -104,11 +111,30 @@ class Mesh:
             self._adopted.add(BackendValue.unpack(value).cluster_id)
         self.services.remember(maps[Map.SERVICES].items(), maps[Map.BACKENDS])
 
-    def add_peer(self, name: str, cluster_id: int) -> Cluster:
-        """A peer's records are going to be read."""
+    def add_peer(self, name: str, cluster_id: int, kinds: tuple[Kind, ...] = DATAPATH_KINDS) -> Cluster:
+        """A peer's records of these kinds are going to be read."""
         log.info("peer %s appeared (cluster id %d)", name, cluster_id)
         self.on_change()
-        return self._add(name, cluster_id)
+        peer = self._add(name, cluster_id)
+        peer.kinds = kinds
+        return peer
+
+    def set_kinds(self, cluster: Cluster, kinds: tuple[Kind, ...]) -> None:
+        """The peer tells of its backends by another kind from now on.
+
+        What was known of them stays in force until that kind's list is complete.
+        """
+        log.info("peer %s is read by other kinds: %s", cluster.name, ", ".join(kinds))
+        for kind in set(cluster.kinds) - set(kinds):
+            cluster.synced.pop(kind, None)
+            self._forgive_below(cache_prefix(kind, cluster.name))
+        cluster.kinds, cluster.slices, cluster.staged = kinds, Slices(), {}
+        self.on_change()
+
+    def set_settings(self, peer: str, settings: PeerSettings) -> None:
+        """What the API server says of a peer besides its records."""
+        self.settings[peer] = settings
+        self.on_change()
 
     def remove_peer(self, name: str) -> None:
         """The peer is gone for good: its services first, then its pods, then its nodes."""
@@ -120,8 +146,7 @@ class Mesh:
         for node in cluster.nodes:
             self._write_node(cluster.source(Facet.NODE, node), NodeEntries())
         self._prune(cluster.cluster_id)
-        rejected = self._prefixes(name)
-        self.rejected = {key: why for key, why in self.rejected.items() if not key.startswith(rejected)}
+        self._forgive_below(*(cache_prefix(kind, name) for kind in Kind))
         log.info("peer %s is gone: its records are removed", name)
         self.on_change()
 
@@ -142,7 +167,7 @@ class Mesh:
 
     def apply(self, cluster: Cluster, kind: Kind, prefix: str, batch: Sequence[Event], now: float) -> None:
         """Records of one kind from below `prefix`, in order. `now` is Unix time."""
-        if cluster.gone:
+        if cluster.gone or kind not in cluster.kinds:
             return
         skip = len(prefix.encode())
         local = prefix.startswith(PRIVATE)
@@ -150,7 +175,12 @@ class Mesh:
             self._addresses(cluster, skip, batch, local=local)
         else:
             identity = self._local_identity if local else self._identity
-            read = {Kind.NODES: self._node, Kind.IDENTITIES: identity, Kind.SERVICES: self._service}[kind]
+            read = {
+                Kind.NODES: self._node,
+                Kind.IDENTITIES: identity,
+                Kind.SERVICES: self._service,
+                Kind.ENDPOINT_SLICES: self._slice,
+            }[kind]
             for event in batch:
                 try:
                     read(cluster, event.key[skip:].decode(), event.value)
@@ -172,10 +202,11 @@ class Mesh:
 
     def set_synced(self, cluster: Cluster, kind: Kind) -> None:
         """The cluster's list of a kind is complete: what an earlier agent left beyond it may go."""
-        if cluster.gone or kind in cluster.synced:
+        if cluster.gone or kind not in cluster.kinds or kind in cluster.synced:
             return
-        if kind is Kind.SERVICES:
+        if kind in (Kind.SERVICES, Kind.ENDPOINT_SLICES):
             if cluster.foreign:
+                self._unstage(cluster)
                 self._write_services(self.services.forget(cluster.cluster_id))
             else:
                 self._sink.prune(Map.SERVICES, None, self.services.entries().keys())
@@ -214,14 +245,22 @@ class Mesh:
 
     def counts(self, cluster: Cluster) -> dict[str, int]:
         """Records held of a cluster, by kind."""
-        return {
+        counts = {
             Kind.NODES: len(cluster.nodes),
             Kind.IDENTITIES: len(cluster.identities) + len(cluster.local_identities),
             Kind.ADDRESSES: sum(
                 len(self.ipcache.claims(cluster.source(Facet.ADDRESSES, place))) for place in ("", _LOCAL)
             ),
             Kind.SERVICES: self.services.count(cluster.cluster_id),
+            Kind.ENDPOINT_SLICES: len(cluster.slices),
         }
+        return {kind: counts[kind] for kind in cluster.kinds}
+
+    def probes(self, cluster: Cluster) -> list[str]:
+        """Where path probes of a peer go; nowhere when it does not answer any."""
+        if not self.settings.get(cluster.name, PeerSettings()).answers_probes:
+            return []
+        return [entry.probe for entry in cluster.nodes.values() if entry.probe is not None]
 
     def peers(self) -> list[Cluster]:
         return [cluster for cluster in self.clusters.values() if cluster.foreign]
@@ -238,7 +277,7 @@ class Mesh:
 
     def complete(self, cluster: Cluster) -> bool:
         """Everything of a cluster is in the kernel."""
-        return self.applied(cluster) >= set(DATAPATH_KINDS)
+        return self.applied(cluster) >= set(cluster.kinds)
 
     # Kinds
 
@@ -304,13 +343,35 @@ class Mesh:
         service = None if raw is None else records.decode(kind, raw)
         if service is not None and f"{service.namespace}/{service.name}" != name:
             raise RecordError(f"the record is of {service.namespace}/{service.name}")
+        if service is not None:
+            check_ports(service.frontends)
+            check_ports(service.backends)
         if isinstance(service, ServiceRecord) or (service is None and cluster.foreign):
-            changes = self.services.put_remote(cluster.cluster_id, name, service)
+            self._put_remote(cluster, name, service)
         else:
-            changes = self.services.put_local(name, service)
-        self._write_services(changes)
-        for address in changes.conflicts:
-            log.warning("service %s: %s announces the backend %s of another cluster", name, cluster.name, address)
+            self._write_service(cluster, name, self.services.put_local(name, service))
+
+    def _slice(self, cluster: Cluster, name: str, raw: bytes | None) -> None:
+        record = None if raw is None else endpoint_slices.decode(raw)
+        if record is not None and (record.cluster != cluster.name or f"{record.namespace}/{record.name}" != name):
+            raise RecordError(f"the record is of {record.cluster}/{record.namespace}/{record.name}")
+        for service, backends in cluster.slices.put(name, record).items():
+            self._put_remote(cluster, service, None if backends is None else _service_of(cluster, service, backends))
+
+    def _put_remote(self, cluster: Cluster, name: str, service: ServiceRecord | None) -> None:
+        if cluster.staged is None:
+            self._write_service(cluster, name, self.services.put_remote(cluster.cluster_id, name, service))
+        elif service is None:
+            cluster.staged.pop(name, None)
+        else:
+            cluster.staged[name] = service
+
+    def _unstage(self, cluster: Cluster) -> None:
+        """What was staged counts now, and nothing else."""
+        staged, cluster.staged = cluster.staged, None
+        if staged is not None:
+            for name in self.services.names(cluster.cluster_id) | staged.keys():
+                self._put_remote(cluster, name, staged.get(name))
 
     # Ends
 
@@ -327,6 +388,11 @@ class Mesh:
         if routes:
             self.on_routes(routes)
 
+    def _write_service(self, cluster: Cluster, name: str, changes: ServiceChanges) -> None:
+        self._write_services(changes)
+        for address in changes.conflicts:
+            log.warning("service %s: %s announces the backend %s of another cluster", name, cluster.name, address)
+
     def _write_services(self, changes: ServiceChanges) -> None:
         self._sink.submit(Map.BACKENDS, changes.backends)
         self._sink.submit(Map.SERVICES, changes.services)
@@ -335,8 +401,8 @@ class Mesh:
         self._sink.prune(Map.IPCACHE, cluster_id, self.ipcache.entries)
         self._sink.prune(Map.NODES, cluster_id, self.outer.entries)
 
-    def _prefixes(self, name: str) -> tuple[str, ...]:
-        return tuple(cache_prefix(kind, name) for kind in DATAPATH_KINDS)
+    def _forgive_below(self, *prefixes: str) -> None:
+        self.rejected = {key: why for key, why in self.rejected.items() if not key.startswith(prefixes)}
 
     def _reject(self, cluster: Cluster, raw_key: bytes, error: Exception) -> None:
         self.reject(cluster.name, raw_key.decode(errors="backslashreplace"), str(error))
@@ -344,6 +410,13 @@ class Mesh:
     def _accept(self, raw_key: bytes) -> None:
         if self.rejected:
             self.forgive(raw_key.decode(errors="backslashreplace"))
+
+
+def _service_of(cluster: Cluster, name: str, backends: PortMaps) -> ServiceRecord:
+    namespace, _, of = name.partition("/")
+    return ServiceRecord(
+        cluster=cluster.name, namespace=namespace, name=of, backends=backends, cluster_id=cluster.cluster_id
+    )
 
 
 def _set_identity(identities: dict[int, Mapping[str, str]], tail: str, raw: bytes | None) -> None:

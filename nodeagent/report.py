@@ -9,7 +9,7 @@ from clustermesh.kvstore.connection import Connection
 from clustermesh.kvstore.lease import Lease
 from clustermesh.kvstore.writer import Writer
 from clustermesh.wire import keys, private
-from clustermesh.wire.keys import DATAPATH_KINDS, Kind
+from clustermesh.wire.keys import Kind
 from clustermesh.wire.private import AgentReport, PeerReport, ProbeReport
 from nodeagent.endpoints import Endpoints
 from nodeagent.mesh import Cluster, Mesh
@@ -70,7 +70,7 @@ class Reporter:
     def waiting_for(self) -> str:
         """Why this node is not ready to serve its own pods; empty when it is."""
         own = self._mesh.own
-        missing = sorted(set(DATAPATH_KINDS) - self._mesh.applied(own))
+        missing = sorted(set(own.kinds) - self._mesh.applied(own))
         if missing:
             return f"the own cluster's {', '.join(missing)} are not complete"
         if self._mesh.own_node is None:
@@ -91,8 +91,8 @@ class Reporter:
 
     def _peer(self, peer: Cluster) -> PeerReport:
         applied = self._mesh.applied(peer)
-        probe = self._prober.report(entry.probe for entry in peer.nodes.values() if entry.probe is not None)
-        reason = self._peer_waits_for(applied, probe)
+        probe = self._prober.report(self._mesh.probes(peer))
+        reason = self._peer_waits_for(peer, applied, probe)
         return PeerReport(
             ready=not reason,
             reason=reason,
@@ -103,8 +103,8 @@ class Reporter:
             probe=probe,
         )
 
-    def _peer_waits_for(self, applied: frozenset[Kind], probe: ProbeReport) -> str:
-        missing = sorted(set(DATAPATH_KINDS) - applied)
+    def _peer_waits_for(self, peer: Cluster, applied: frozenset[Kind], probe: ProbeReport) -> str:
+        missing = sorted(set(peer.kinds) - applied)
         if missing:
             return f"{', '.join(missing)} not complete"
         if refusal := self._refusal():

@@ -14,7 +14,7 @@ import msgspec
 
 from clustermesh.wire import labels as _labels
 from clustermesh.wire.errors import RecordError
-from clustermesh.wire.keys import Kind
+from clustermesh.wire.keys import DATAPATH_KINDS, Kind
 
 SERVICES_AND_SLICES = "services-and-endpointslices"
 SLICES_ONLY = "endpointslices-only"
@@ -54,6 +54,12 @@ class ClusterConfig(msgspec.Struct, frozen=True, gc=False):
         elif mode == SLICES_ONLY:
             absent.add(Kind.SERVICES)
         return tuple(kind for kind in Kind if kind not in absent)
+
+    def datapath_kinds(self) -> tuple[Kind, ...]:
+        """What a node reads to reach the cluster's pods and services. Slices count where there are no services."""
+        if self.capabilities.endpoint_slices_export_mode == SLICES_ONLY:
+            return tuple(Kind.ENDPOINT_SLICES if kind is Kind.SERVICES else kind for kind in DATAPATH_KINDS)
+        return DATAPATH_KINDS
 
 
 class Cidr(msgspec.Struct, frozen=True, gc=False, rename="pascal"):

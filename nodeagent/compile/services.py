@@ -7,11 +7,13 @@ a backend's port by name, so numbers may differ from cluster to cluster.
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+from clustermesh.wire.errors import RecordError
 from clustermesh.wire.private import LocalService
 from clustermesh.wire.records import Port, PortMaps
-from nodeagent.datapath.abi import BackendValue, ServiceKey
+from nodeagent.datapath.abi import BackendValue, ServiceKey, pack_address
 
 PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
+_LAST_PORT = 65535
 _LOCAL_FIRST, _REMOTE_FIRST = "local", "remote"
 
 
@@ -61,6 +63,20 @@ def compile_service(
             far.update(recall(key))
             frontends[key] = tuple(sorted(_preferred(local.affinity, near, far)))
     return Compiled(frontends, tuple(conflicts))
+
+
+def check_ports(ports_by_address: PortMaps) -> None:
+    """RecordError when an address or a port cannot stand in a kernel map."""
+    for address, ports in ports_by_address.items():
+        try:
+            _, family = pack_address(address)
+        except (OSError, ValueError):
+            family = 0
+        if not family:
+            raise RecordError(f"{address!r} is no address")
+        for port in ports.values():
+            if not 0 <= port.port <= _LAST_PORT:
+                raise RecordError(f"port {port.port} of {address} is out of range")
 
 
 def _usable(frontend_ip: str, name: str, port: Port, offer: Offer) -> set[bytes]:

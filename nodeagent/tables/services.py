@@ -60,6 +60,10 @@ class Services:
         """Services known of a cluster."""
         return len(self._local) if cluster_id == self._cluster_id else len(self._names.get(cluster_id, ()))
 
+    def names(self, cluster_id: int) -> frozenset[str]:
+        """Names of a peer's services."""
+        return frozenset(self._names.get(cluster_id, ()))
+
     def remember(self, services: Iterable[tuple[bytes, bytes]], backends: Mapping[bytes, bytes]) -> None:
         """Take over peers' backends that an earlier agent left in the kernel.
 

@@ -8,17 +8,17 @@ import pytest
 
 from clustermesh.kvstore.connection import Connection
 from clustermesh.tasks import end
-from clustermesh.wire import keys, private, records
+from clustermesh.wire import endpoint_slices, keys, private, records
 from clustermesh.wire.keys import DATAPATH_KINDS, Kind
-from clustermesh.wire.private import PeerList
-from clustermesh.wire.records import ClusterConfig
+from clustermesh.wire.private import PeerList, PeerSettings
+from clustermesh.wire.records import SERVICES_AND_SLICES, SLICES_ONLY, Capabilities, ClusterConfig
 from nodeagent.datapath.abi import IpcacheKey, Map
 from nodeagent.feeds import Feeds
 from nodeagent.mesh import Mesh
 from nodeagent.reconciler import Reconciler
 from tests.integration.etcd_process import EtcdProcess
 from tests.unit.nodeagent.memory_map import MemoryMap, memory_maps
-from tests.unit.nodeagent.records_of import HERE, address, local, node, ports, remote
+from tests.unit.nodeagent.records_of import HERE, address, local, node, ports, remote, slice_of
 
 pytestmark = pytest.mark.integration
 
@@ -30,7 +30,8 @@ class Node:
     """Feeds, tables and reconciler of one agent over maps in memory."""
 
     def __init__(self, connection: Connection, maps: dict[str, MemoryMap] | None = None) -> None:
-        self.maps = maps or memory_maps()
+        self.log: list[tuple[str, str, bytes]] = []
+        self.maps = maps or memory_maps(self.log)
         self.reconciler = Reconciler(self.maps)
         self.mesh = Mesh(HERE, self.reconciler)
         self.mesh.adopt(self.reconciler.adopt())
@@ -88,7 +89,8 @@ async def write_own(connection: Connection, *, pod: bool = True) -> None:
 
 
 async def write_peer(connection: Connection, *, canaries: bool = True) -> None:
-    """What the mirror keeps of a peer."""
+    """What the mirror keeps of a peer, and what the API server says of it."""
+    await connection.put(keys.peer_settings("green"), private.encode(PeerSettings()))
     await connection.put(keys.cluster_config("green"), records.encode(ClusterConfig(2)))
     green_1 = node("green", 2, "green-1", "192.0.2.2", "10.2.1.0/24")
     await connection.put(keys.cache_prefix(Kind.NODES, "green") + "green-1", records.encode(green_1))
@@ -229,3 +231,94 @@ async def test_a_peer_with_another_id_is_read_anew(etcd: EtcdProcess, agent: Nod
     await connection.put(keys.cluster_config("green"), records.encode(ClusterConfig(4)))
     await agent.until(lambda: agent.ready("green") and agent.mesh.clusters["green"].cluster_id == 4)
     assert agent.knows(POD)
+
+
+async def test_a_peers_settings_are_followed_while_it_is_read(etcd: EtcdProcess, agent: Node) -> None:
+    connection = etcd.connection()
+    await write_own(connection)
+    cilium = private.encode(PeerSettings(implementation="cilium"))
+    await write_peer(connection)
+    await connection.put(keys.peer_settings("green"), cilium)
+    await agent.until(lambda: agent.ready("green"))
+    green = agent.mesh.clusters["green"]
+    await agent.until(lambda: agent.mesh.probes(green) == [])
+    await connection.put(keys.peer_settings("green"), private.encode(PeerSettings()))
+    await agent.until(lambda: agent.mesh.probes(green) == ["192.0.2.2"])
+    await connection.put(keys.peer_settings("green"), b"{")  # the last good value stays
+    await connection.put(keys.peer_settings("blue"), cilium)
+    await agent.until(lambda: "blue" in agent.mesh.settings)
+    assert set(agent.mesh.rejected) == {keys.peer_settings("green")}
+    assert agent.mesh.probes(green) == ["192.0.2.2"]
+    await connection.delete(keys.peer_settings("blue"))
+    await connection.delete(keys.peer_settings("green"))
+    await agent.until(lambda: not agent.mesh.rejected)
+    assert agent.mesh.settings["blue"].implementation == "cilium"
+
+
+async def test_settings_that_are_there_first_count_from_the_first_moment(etcd: EtcdProcess, agent: Node) -> None:
+    connection = etcd.connection()
+    targets: list[list[str]] = []
+    agent.mesh.on_change = lambda: targets.append([p for peer in agent.mesh.peers() for p in agent.mesh.probes(peer)])
+    await connection.put(keys.peer_settings("green"), private.encode(PeerSettings(implementation="cilium")))
+    await connection.put(keys.cluster_config("green"), records.encode(ClusterConfig(2)))
+    green_1 = node("green", 2, "green-1", "192.0.2.2")
+    await connection.put(keys.cache_prefix(Kind.NODES, "green") + "green-1", records.encode(green_1))
+    await connection.put(keys.cache_canary(Kind.NODES, "green"), b"now")
+    await write_own(connection)
+    await agent.until(lambda: "green" in agent.mesh.clusters and bool(agent.mesh.clusters["green"].nodes))
+    assert not any(targets)
+
+
+def config(mode: str) -> bytes:
+    return records.encode(ClusterConfig(2, Capabilities(endpoint_slices_export_mode=mode)))
+
+
+async def test_a_peer_that_takes_to_slices_alone_and_back_loses_no_backend(etcd: EtcdProcess, agent: Node) -> None:
+    connection = etcd.connection()
+    await write_own(connection)
+    await write_peer(connection)
+    await connection.put(keys.cluster_config("green"), config(SERVICES_AND_SLICES))
+    slices, services = (keys.cache_prefix(kind, "green") for kind in (Kind.ENDPOINT_SLICES, Kind.SERVICES))
+    await agent.until(lambda: agent.ready("green"))
+    green = agent.mesh.clusters["green"]
+    behind = dict(agent.maps[Map.BACKENDS].content)
+    assert len(behind) == 2
+
+    # The services go before the slices are there.
+    await connection.put(keys.cluster_config("green"), config(SLICES_ONLY))
+    await agent.until(lambda: Kind.ENDPOINT_SLICES in green.kinds)
+    assert not agent.ready("green")
+    await connection.delete(keys.cache_canary(Kind.SERVICES, "green"))
+    await connection.delete(services + "shop/web")
+    await connection.put(slices + "shop/web-1", endpoint_slices.encode(slice_of("web", "10.0.0.2")))
+    await connection.put(keys.cache_canary(Kind.ENDPOINT_SLICES, "green"), b"now")
+    await agent.until(lambda: agent.ready("green"))
+    assert agent.maps[Map.BACKENDS].content == behind
+    assert agent.mesh.counts(green)["endpointslices"] == 1
+
+    # One slice changed is one backend changed.
+    more = slice_of("web", "10.0.0.2", "10.0.0.3")
+    await connection.put(slices + "shop/web-1", endpoint_slices.encode(more))
+    await agent.until(lambda: len(agent.maps[Map.BACKENDS].content) == 3)
+
+    await connection.put(keys.cluster_config("green"), config(""))
+    web = remote("web", "green", 2, ports(a2=80))
+    await connection.put(services + "shop/web", records.encode(web))
+    await connection.put(keys.cache_canary(Kind.SERVICES, "green"), b"now")
+    await agent.until(lambda: agent.ready("green") and Kind.SERVICES in green.kinds)
+    assert agent.maps[Map.BACKENDS].content == behind
+    removed = [key for what, name, key in agent.log if what == "remove" and name == Map.BACKENDS]
+    assert not set(removed) & set(behind)
+
+
+async def test_a_mode_that_nobody_knows_is_named_and_the_old_one_stays(etcd: EtcdProcess, agent: Node) -> None:
+    connection = etcd.connection()
+    await write_own(connection)
+    await write_peer(connection)
+    await agent.until(lambda: agent.ready("green"))
+    await connection.put(keys.cluster_config("green"), config("everything-and-more"))
+    await connection.put(keys.cluster_config("grey"), records.encode(ClusterConfig(512)))
+    await agent.until(lambda: len(agent.mesh.rejected) == 2)
+    assert "everything-and-more" in agent.mesh.rejected[keys.cluster_config("green")]
+    assert "between 1 and 511" in agent.mesh.rejected[keys.cluster_config("grey")]
+    assert agent.ready("green")

@@ -8,6 +8,7 @@ from clustermesh.cli.mesh import AgentView
 from clustermesh.kube.objects import ClusterMeshPeerStatus
 from clustermesh.wire.keys import Kind
 from clustermesh.wire.private import AgentReport, PeerReport, ProbeReport
+from clustermesh.wire.records import SLICES_ONLY, Capabilities, ClusterConfig
 
 NOW = 1_700_000_000.0
 COUNTS = {Kind.NODES: 2, Kind.IDENTITIES: 3, Kind.ADDRESSES: 10, Kind.SERVICES: 1}
@@ -155,3 +156,18 @@ def test_a_peer_that_answers_no_probes_is_ready_without_any() -> None:
     assert (said.agents.ready, said.agents.waiting, said.probe.total) == (2, (), 0)
     late = status(report("n1", silent), report("n2", None), probed=False)
     assert truths(late)["Applied"] == truths(late)["Ready"] == "False"
+
+
+def test_a_peer_without_service_records_is_applied_when_its_slices_are() -> None:
+    config = ClusterConfig(2, Capabilities(endpoint_slices_export_mode=SLICES_ONLY))
+    counts = {**COUNTS, Kind.ENDPOINT_SLICES: 4}
+    del counts[Kind.SERVICES]
+    mirror = msgspec.structs.replace(MIRROR, config=config, records=counts)
+    applied = {kind.value: count for kind, count in counts.items()}
+    done = msgspec.structs.replace(PART, records=applied)
+    said = status(report("n1", done), report("n2", done), mirror=mirror)
+    assert truths(said)["Applied"] == "True"
+    assert (said.records.services, said.records.endpointslices) == (0, 4)
+    behind = msgspec.structs.replace(PART, records=applied | {"endpointslices": 3})
+    late = status(report("n1", done), report("n2", behind), mirror=mirror)
+    assert [waiting.reason for waiting in late.agents.waiting] == ["3 of 4 endpointslices applied"]

@@ -3,7 +3,8 @@
 import ipaddress
 
 from clustermesh.kvstore.feed import Event
-from clustermesh.wire import private, records
+from clustermesh.wire import endpoint_slices, private, records
+from clustermesh.wire.endpoint_slices import ClusterEndpointSlice, SliceEndpoint, SlicePort
 from clustermesh.wire.private import LocalService
 from clustermesh.wire.records import AddressRecord, Cidr, Node, NodeAddress, Port, PortMaps, ServiceRecord
 from nodeagent.place import Place
@@ -42,11 +43,37 @@ def remote(name: str, cluster: str, cluster_id: int, backends: PortMaps, *, shar
     )
 
 
-def event(prefix: str, tail: str, record: records.Record | private.PrivateRecord | bytes | None) -> Event:
+def slice_of(
+    service: str,
+    *ready: str,
+    number: int = 1,
+    port: int = 80,
+    not_ready: tuple[str, ...] = (),
+    cluster: tuple[str, int] = ("green", 2),
+) -> ClusterEndpointSlice:
+    """The slice `shop/<service>-<number>` with a port named http; `ready` are addresses."""
+    endpoints = [*((address, True) for address in ready), *((address, False) for address in not_ready)]
+    return ClusterEndpointSlice(
+        cluster=cluster[0],
+        cluster_id=cluster[1],
+        namespace="shop",
+        name=f"{service}-{number}",
+        address_type="IPv6" if ":" in "".join(ready) else "IPv4",
+        labels={"kubernetes.io/service-name": service},
+        endpoints=tuple(SliceEndpoint(addresses=(address,), ready=is_ready) for address, is_ready in endpoints),
+        ports=(SlicePort(name="http", protocol="TCP", port=port),),
+    )
+
+
+def event(
+    prefix: str, tail: str, record: records.Record | private.PrivateRecord | ClusterEndpointSlice | bytes | None
+) -> Event:
     if record is None or isinstance(record, bytes):
         value = record
-    elif isinstance(record, LocalService):
+    elif isinstance(record, ClusterEndpointSlice):
+        value = endpoint_slices.encode(record)
+    elif isinstance(record, private.PrivateRecord):
         value = private.encode(record)
     else:
-        value = records.encode(record)  # type: ignore[arg-type]
+        value = records.encode(record)
     return Event((prefix + tail).encode(), value, 1)

@@ -2,18 +2,22 @@
 
 from collections.abc import Sequence
 
+import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustermesh.kvstore.feed import Event
-from clustermesh.wire import keys
+from clustermesh.wire import keys, records
 from clustermesh.wire.keys import Kind
-from clustermesh.wire.records import AddressRecord
+from clustermesh.wire.private import PeerSettings
+from clustermesh.wire.records import AddressRecord, Port, PortMaps
 from nodeagent.datapath.abi import BackendValue, IpcacheKey, IpcacheValue, Map, ServiceValue
 from nodeagent.mesh import Cluster, Mesh
 from nodeagent.reconciler import Reconciler
 from tests.unit.nodeagent.memory_map import MemoryMap, memory_maps
-from tests.unit.nodeagent.records_of import HERE, address, event, local, node, ports, remote
+from tests.unit.nodeagent.records_of import HERE, address, event, local, node, ports, remote, slice_of
+from tests.unit.wire.strategies import damaged, misshaped
 
 IDS = {"red": 1, "green": 2, "blue": 3}
 
@@ -67,7 +71,8 @@ POD = of("green", Kind.ADDRESSES, "10.2.1.5", address("10.2.1.5", "192.0.2.2", 1
 GREEN_1 = of("green", Kind.NODES, "green-1", node("green", 2, "green-1", "192.0.2.2", "10.2.1.0/24"))
 RED_1 = of("red", Kind.NODES, "red-1", node("red", 1, "red-1", "192.0.2.1", "10.1.1.0/24"))
 WEB = of("red", Kind.SERVICES, "shop/web", local("web", ports(a1=80)))
-GREEN_WEB = of("green", Kind.SERVICES, "shop/web", remote("web", "green", 2, ports(a2=80)))
+GREEN_SERVICE = remote("web", "green", 2, ports(a2=80))
+GREEN_WEB = of("green", Kind.SERVICES, "shop/web", GREEN_SERVICE)
 
 
 async def test_a_peer_that_leaves_leaves_nothing() -> None:
@@ -213,11 +218,156 @@ async def test_a_kind_is_applied_when_its_list_is_in_the_kernel() -> None:
     assert world.mesh.counts(green)["addresses"] == 1
 
 
+BY_SLICES = records.ClusterConfig(2, records.Capabilities(endpoint_slices_export_mode=records.SLICES_ONLY))
+BY_SERVICES = records.ClusterConfig(2)
+
+
+def sliced(*ready: str, number: int = 1, service: str = "web") -> Event:
+    return of("green", Kind.ENDPOINT_SLICES, f"shop/{service}-{number}", slice_of(service, *ready, number=number))
+
+
+def backends(kernel: dict[str, dict[bytes, bytes]]) -> set[str]:
+    """Addresses behind services."""
+    return {BackendValue.unpack(value).address for value in kernel[Map.BACKENDS].values()}
+
+
+async def test_a_peer_without_service_records_serves_by_its_slices() -> None:
+    by_records = World(peers=["green"])
+    by_records.feed("red", Kind.SERVICES, WEB)
+    by_records.feed("green", Kind.SERVICES, GREEN_WEB)
+
+    world = World(peers=[])
+    green = world.mesh.add_peer("green", 2, BY_SLICES.datapath_kinds())
+    world.feed("red", Kind.SERVICES, WEB)
+    world.feed("green", Kind.ENDPOINT_SLICES, sliced("10.0.0.3", number=2), sliced("10.0.0.2"))
+    assert backends(await world.kernel()) == {"10.0.0.1", "10.0.0.2", "10.0.0.3"}
+    world.feed("green", Kind.ENDPOINT_SLICES, of("green", Kind.ENDPOINT_SLICES, "shop/web-2", None))
+    assert await world.kernel() == await by_records.kernel()
+
+    assert world.mesh.counts(green) == {"nodes": 0, "identities": 0, "addresses": 0, "endpointslices": 1}
+    assert not world.mesh.complete(green)
+    world.sync("green")
+    await world.kernel()
+    assert world.mesh.complete(green)
+    assert Kind.SERVICES not in world.mesh.applied(green)
+
+    world.mesh.remove_peer("green")
+    assert backends(await world.kernel()) == {"10.0.0.1"}
+
+
+async def test_a_slice_that_is_damaged_or_of_another_is_kept_out_and_the_last_good_one_stays() -> None:
+    world = World(peers=[])
+    world.mesh.add_peer("green", 2, BY_SLICES.datapath_kinds())
+    world.feed("red", Kind.SERVICES, WEB)
+    world.feed("green", Kind.ENDPOINT_SLICES, sliced("10.0.0.2"))
+    good = await world.kernel()
+    foreign = slice_of("web", "10.0.0.9", cluster=("blue", 3))
+    for bad in (b"", b"{}", sliced("10.0.0.9", number=7).value, foreign):
+        world.feed("green", Kind.ENDPOINT_SLICES, of("green", Kind.ENDPOINT_SLICES, "shop/web-1", bad))
+        assert await world.kernel() == good
+        assert len(world.mesh.rejected) == 1
+
+
+async def test_a_peer_that_changes_from_services_to_slices_and_back_loses_no_backend_in_between() -> None:
+    world = World(peers=["green"])
+    green = world.cluster("green")
+    other = of("red", Kind.SERVICES, "shop/other", local("other", {}, vip="10.96.0.2"))
+    green_other = of("green", Kind.SERVICES, "shop/other", remote("other", "green", 2, ports(a4=80)))
+    world.feed("red", Kind.SERVICES, WEB, other)
+    world.feed("green", Kind.SERVICES, GREEN_WEB, green_other)
+    world.sync("green")
+    before = await world.kernel()
+    assert world.mesh.complete(green)
+
+    world.mesh.set_kinds(green, BY_SLICES.datapath_kinds())
+    gone = [of("green", Kind.SERVICES, name, None) for name in ("shop/web", "shop/other")]
+    world.feed("green", Kind.SERVICES, *gone)  # of the old kind, and too late
+    world.feed("green", Kind.ENDPOINT_SLICES, sliced("10.0.0.3", number=1))
+    assert await world.kernel() == before
+    assert not world.mesh.complete(green)
+    world.feed("green", Kind.ENDPOINT_SLICES, sliced("10.0.0.2", number=2), sliced("10.0.0.5", service="none-of-ours"))
+    world.mesh.set_synced(green, Kind.ENDPOINT_SLICES)
+    assert backends(await world.kernel()) == {"10.0.0.1", "10.0.0.2", "10.0.0.3"}
+    assert world.mesh.complete(green)
+    assert world.mesh.counts(green)["endpointslices"] == 3
+
+    world.mesh.set_kinds(green, BY_SERVICES.datapath_kinds())
+    world.feed("green", Kind.SERVICES, GREEN_WEB)
+    assert backends(await world.kernel()) == {"10.0.0.1", "10.0.0.2", "10.0.0.3"}
+    world.feed("green", Kind.SERVICES, green_other)
+    world.mesh.set_synced(green, Kind.SERVICES)
+    assert await world.kernel() == before
+    assert world.mesh.counts(green)["services"] == 2
+
+
+async def test_a_peer_that_answers_no_probes_is_sent_none() -> None:
+    world = World(peers=["green"])
+    green = world.cluster("green")
+    world.feed("green", Kind.NODES, GREEN_1)
+    assert world.mesh.probes(green) == ["192.0.2.2"]
+    world.mesh.set_settings("green", PeerSettings(implementation="cilium"))
+    assert world.mesh.probes(green) == []
+    world.mesh.set_settings("green", PeerSettings())
+    assert world.mesh.probes(green) == ["192.0.2.2"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"10.0.0.2": {"http": Port("TCP", 65536)}},
+        {"10.0.0.2": {"http": Port("TCP", -1)}},
+        {"10.0.0.2": {"other": Port("TCP", 1 << 70)}},
+        {"": {"http": Port("TCP", 80)}},
+        {"nowhere": {"http": Port("TCP", 80)}},
+        {"fe80::1%eth0": {}},
+        {"10.0.0.2\0": {}},
+    ],
+)
+async def test_a_service_that_no_map_can_hold_is_kept_out_and_hinders_nobody(bad: PortMaps) -> None:
+    world = World(peers=["green"])
+    world.feed("red", Kind.SERVICES, WEB)
+    world.feed("green", Kind.SERVICES, GREEN_WEB)
+    good = await world.kernel()
+    for service in (remote("web", "green", 2, bad), msgspec.structs.replace(GREEN_SERVICE, frontends=bad)):
+        world.feed("green", Kind.SERVICES, of("green", Kind.SERVICES, "shop/web", service))
+        assert len(world.mesh.rejected) == 1
+        world.feed("red", Kind.SERVICES, of("red", Kind.SERVICES, "shop/web", None), WEB)
+        assert await world.kernel() == good
+
+
+GOOD: dict[Kind, Event] = {
+    Kind.NODES: GREEN_1,
+    Kind.ADDRESSES: POD,
+    Kind.SERVICES: GREEN_WEB,
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@given(data=st.data())
+async def test_a_record_of_any_shape_is_taken_whole_or_not_at_all(kind: Kind, data: st.DataObject) -> None:
+    world = World(peers=["green"])
+    world.feed("red", Kind.SERVICES, WEB)
+    good = GOOD[kind]
+    world.feed("green", kind, good)
+    before = await world.kernel()
+    assert good.value is not None
+    raw = data.draw(misshaped(good.value) | damaged(good.value))
+    world.feed("green", kind, Event(good.key, raw, 2))
+    after = await world.kernel()
+    assert_sound(after)
+    if world.mesh.rejected:
+        assert after == before
+    world.feed("red", Kind.SERVICES, WEB)  # nothing of it stands in the way of others
+    world.feed("green", kind, good)
+    assert await world.kernel() == before
+    assert not world.mesh.rejected
+
+
 # Any sequence of changes leads where a fresh start with the final records leads.
 
 pods = st.integers(1, 4).map(lambda n: f"10.9.0.{n}")
 hosts = st.integers(1, 2).map(lambda n: f"192.0.2.{n}")
-backends = st.dictionaries(st.integers(1, 3).map(lambda n: f"a{n}"), st.sampled_from([80, 81]), max_size=3).map(
+some_backends = st.dictionaries(st.integers(1, 3).map(lambda n: f"a{n}"), st.sampled_from([80, 81]), max_size=3).map(
     lambda chosen: ports(**chosen)
 )
 
@@ -241,8 +391,8 @@ def changes(draw: st.DrawFn) -> tuple[str, Kind, str, object]:
     if cluster == "red":
         affinity = draw(st.sampled_from(["none", "local", "remote"]))
         vip = draw(st.sampled_from(["10.96.0.1", "10.96.0.2"]))
-        return cluster, kind, f"shop/{name}", local(name, draw(backends), affinity=affinity, vip=vip)
-    return cluster, kind, f"shop/{name}", remote(name, cluster, number, draw(backends), shared=draw(st.booleans()))
+        return cluster, kind, f"shop/{name}", local(name, draw(some_backends), affinity=affinity, vip=vip)
+    return cluster, kind, f"shop/{name}", remote(name, cluster, number, draw(some_backends), shared=draw(st.booleans()))
 
 
 @settings(max_examples=150, deadline=None)
