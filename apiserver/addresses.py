@@ -1,12 +1,12 @@
 """Kubernetes Pod → address records, and who owns an address that two pods claim. No effects."""
 
-import ipaddress
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
 
 from clustermesh.kube.objects import Pod
+from clustermesh.wire.addresses import canonical
 from clustermesh.wire.records import AddressRecord
 
 _FINISHED = ("Succeeded", "Failed")  # such a pod's address may already be another's
@@ -17,7 +17,7 @@ def pod_addresses(pod: Pod) -> tuple[str, ...]:
     if pod.spec.host_network or pod.status.phase in _FINISHED:
         return ()
     listed = [entry.ip for entry in pod.status.pod_ips or ()] or [pod.status.pod_ip]
-    return tuple(dict.fromkeys(ip for text in listed if (ip := _canonical(text))))
+    return tuple(dict.fromkeys(ip for text in listed if (ip := canonical(text))))
 
 
 def compile_pod(pod: Pod, identity: int) -> dict[str, AddressRecord]:
@@ -25,7 +25,7 @@ def compile_pod(pod: Pod, identity: int) -> dict[str, AddressRecord]:
     return {
         ip: AddressRecord(
             ip=ip,
-            host_ip=_canonical(pod.status.host_ip),
+            host_ip=canonical(pod.status.host_ip) or "",
             identity=identity,
             namespace=pod.namespace,
             pod_name=pod.name,
@@ -100,10 +100,3 @@ class AddressTable:
             yield AddressChange(ip, None)
         if not line:
             self._in_line.pop(ip, None)
-
-
-def _canonical(text: str) -> str:
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        return ""

@@ -21,6 +21,12 @@ LOCAL = keys.local_service("demo", "web")
 FIRST, SECOND = (keys.endpoint_slice("red", "demo", f"web-{number}") for number in (1, 2))
 
 
+async def a_global_service(kubernetes: Kubernetes) -> None:
+    await kubernetes.install()
+    await kubernetes.namespace()
+    await kubernetes.service("10.1.1.5", **{"global": "true"})
+
+
 def endpoint(address: str, *, is_ready: bool = True, **fields: Any) -> dict[str, Any]:
     return {"addresses": [address], "conditions": {"ready": is_ready, "serving": is_ready}, **fields}
 
@@ -44,9 +50,7 @@ async def exported_keys(store: Store) -> set[str]:
 async def test_services_and_slices_appear_change_and_vanish(
     kubernetes: Kubernetes, etcd: EtcdProcess, store: Store
 ) -> None:
-    await kubernetes.install()
-    await kubernetes.namespace()
-    await kubernetes.service("10.1.1.5", **{"global": "true"})
+    await a_global_service(kubernetes)
     zone = {"nodeName": "red-1", "zone": "a", "hints": {"forZones": [{"name": "a"}]}, "hostname": "web-6"}
     await kubernetes.slice("web-2", endpoint("10.1.1.6", **zone), endpoint("10.1.1.7", is_ready=False))
     await kubernetes.slice("lonely-1", endpoint("10.1.1.8"), service="lonely")
@@ -118,9 +122,7 @@ async def test_services_and_slices_appear_change_and_vanish(
 async def test_slices_of_a_namespace_that_is_not_global_are_not_exported(
     kubernetes: Kubernetes, etcd: EtcdProcess, store: Store
 ) -> None:
-    await kubernetes.install()
-    await kubernetes.namespace()
-    await kubernetes.service("10.1.1.5", **{"global": "true"})
+    await a_global_service(kubernetes)
 
     async def annotate(value: str | None) -> None:
         annotation = {"metadata": {"annotations": {"clustermesh.cilium.io/global": value}}}
@@ -142,9 +144,7 @@ async def test_slices_of_a_namespace_that_is_not_global_are_not_exported(
 async def test_what_went_while_nobody_looked_is_pruned_at_the_start(
     kubernetes: Kubernetes, etcd: EtcdProcess, store: Store
 ) -> None:
-    await kubernetes.install()
-    await kubernetes.namespace()
-    await kubernetes.service("10.1.1.5", **{"global": "true"})
+    await a_global_service(kubernetes)
     await kubernetes.slice("web-2", endpoint("10.1.1.6"))
     async with exporting(kubernetes, etcd) as health:
         await ready(health)
@@ -164,9 +164,7 @@ async def test_what_went_while_nobody_looked_is_pruned_at_the_start(
 async def test_slices_that_are_switched_off_are_taken_back(
     kubernetes: Kubernetes, etcd: EtcdProcess, store: Store
 ) -> None:
-    await kubernetes.install()
-    await kubernetes.namespace()
-    await kubernetes.service("10.1.1.5", **{"global": "true"})
+    await a_global_service(kubernetes)
     canary = keys.state_canary(Kind.ENDPOINT_SLICES, "red")
     config = keys.cluster_config("red")
 
@@ -191,9 +189,7 @@ async def test_slices_that_are_switched_off_are_taken_back(
 async def test_a_service_too_large_for_etcd_is_named_and_holds_nothing_up(
     kubernetes: Kubernetes, etcd: EtcdProcess, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await kubernetes.install()
-    await kubernetes.namespace()
-    await kubernetes.service("10.1.1.5", **{"global": "true"})
+    await a_global_service(kubernetes)
     async with exporting(kubernetes, etcd) as health:
         await ready(health)
         with caplog.at_level(logging.ERROR, "clustermesh.kvstore.writer"):

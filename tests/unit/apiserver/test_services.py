@@ -156,6 +156,9 @@ def test_nothing_is_exported_of(case: str) -> None:
     assert exported(*NOT_EXPORTED[case]) is None
 
 
+PROTOCOLS = {"t": "TCP", "u": "UDP", "s": "SCTP"}
+DNS = [{"name": name, "port": 53, "protocol": protocol} for name, protocol in PROTOCOLS.items()]
+DNS_RECORD = {name: {"Protocol": protocol, "Port": 53} for name, protocol in PROTOCOLS.items()}
 BOTH = ["10.96.0.1", "fd00:10::1"]
 FRONTENDS: dict[str, tuple[Document, Any]] = {
     "every cluster IP with every port": (
@@ -172,22 +175,7 @@ FRONTENDS: dict[str, tuple[Document, Any]] = {
     "no target port": (service(ports=[{"name": "http", "port": 80, "targetPort": "web"}]), {"10.96.0.1": tcp(http=80)}),
     "a port without a name": (service(ports=[{"port": 80}]), {"10.96.0.1": tcp(**{"": 80})}),
     "digits as a name": (service(ports=[{"name": "443", "port": 80}]), {"10.96.0.1": tcp(**{"443": 80})}),
-    "each protocol": (
-        service(
-            ports=[
-                {"name": "t", "port": 53, "protocol": "TCP"},
-                {"name": "u", "port": 53, "protocol": "UDP"},
-                {"name": "s", "port": 53, "protocol": "SCTP"},
-            ]
-        ),
-        {
-            "10.96.0.1": {
-                "t": {"Protocol": "TCP", "Port": 53},
-                "u": {"Protocol": "UDP", "Port": 53},
-                "s": {"Protocol": "SCTP", "Port": 53},
-            }
-        },
-    ),
+    "each protocol": (service(ports=DNS), {"10.96.0.1": DNS_RECORD}),
     "several names of one port": (
         service(ports=[{"name": "a", "port": 80}, {"name": "b", "port": 80}]),
         {"10.96.0.1": tcp(a=80, b=80)},
@@ -254,26 +242,7 @@ SLICES: dict[str, tuple[list[Document], Document]] = {
         [piece(ports=[{"name": "http", "port": 8080, "protocol": None}])],
         {"backends": {"10.7.0.1": HTTP}},
     ),
-    "each protocol": (
-        [
-            piece(
-                ports=[
-                    {"name": "u", "port": 53, "protocol": "UDP"},
-                    {"name": "t", "port": 53, "protocol": "TCP"},
-                    {"name": "s", "port": 53, "protocol": "SCTP"},
-                ]
-            )
-        ],
-        {
-            "backends": {
-                "10.7.0.1": {
-                    "s": {"Protocol": "SCTP", "Port": 53},
-                    "t": {"Protocol": "TCP", "Port": 53},
-                    "u": {"Protocol": "UDP", "Port": 53},
-                }
-            }
-        },
-    ),
+    "each protocol": ([piece(ports=DNS)], {"backends": {"10.7.0.1": DNS_RECORD}}),
     "no port of an unknown protocol": (
         [piece(ports=[{"name": "a", "port": 1, "protocol": "DCCP"}, {"name": "b", "port": 2}])],
         {"backends": {"10.7.0.1": tcp(b=2)}},
@@ -579,6 +548,56 @@ def test_whatever_kubernetes_holds_gives_records_that_a_reader_takes(
     for name in touched.slices:
         compiled = export.services.compile_slice(RED, name)
         assert compiled is None or endpoint_slices.decode(endpoint_slices.encode(compiled)) == compiled
+
+
+def in_etcd(table: services.ServiceTable, touched: Touched) -> dict[str, bytes | None]:
+    """What stands under the keys that a change touches."""
+    found: dict[str, bytes | None] = {}
+    for name in touched.services:
+        record, local = table.compile(RED, name)
+        found[keys.service("red", *name)] = None if record is None else records.encode(record)
+        found[keys.local_service(*name)] = None if local is None else private.encode(local)
+    for slice_name in touched.slices:
+        piece_record = table.compile_slice(RED, slice_name)
+        value = None if piece_record is None else endpoint_slices.encode_message(piece_record)
+        found[keys.endpoint_slice("red", *slice_name)] = value
+    return found
+
+
+def removed(kind: type[Service] | type[EndpointSlice]) -> st.SearchStrategy[tuple[Any, ObjectRef]]:
+    names = ("web",) if kind is Service else ("web-1", "web-2", "web-3")
+    refs = st.builds(ObjectRef, st.sampled_from(("demo", "shop")), st.sampled_from(names), st.just(""))
+    return st.tuples(st.just(kind), refs)
+
+
+@given(
+    steps=st.lists(
+        any_objects.services() | any_objects.slices() | removed(Service) | removed(EndpointSlice), max_size=12
+    )
+)
+def test_what_changes_touch_is_all_that_they_change(steps: list[Any]) -> None:
+    """Step by step, writing only what is touched, leads where a fresh start with the last state leads."""
+    table, written = services.ServiceTable(), dict[str, bytes | None]()
+    last: dict[tuple[type, str, str], Service | EndpointSlice] = {}
+    for step in steps:
+        match step:
+            case Service():
+                touched = table.set_service(step)
+            case EndpointSlice():
+                touched = table.set_slice(step)
+            case (kind, ref):
+                touched = table.remove_service(ref) if kind is Service else table.remove_slice(ref)
+                last.pop((kind, ref.namespace, ref.name), None)
+        if isinstance(step, Service | EndpointSlice):
+            last[type(step), step.namespace, step.name] = step
+        written |= in_etcd(table, touched)
+    fresh, everything = services.ServiceTable(), Touched()
+    for item in last.values():
+        everything |= fresh.set_service(item) if isinstance(item, Service) else fresh.set_slice(item)
+    expected = in_etcd(fresh, everything)
+    assert {key: value for key, value in written.items() if value is not None} == {
+        key: value for key, value in expected.items() if value is not None
+    }
 
 
 def test_keys_of_slices_bear_the_slices_own_name() -> None:
