@@ -37,11 +37,9 @@ from clustermesh.wire.validation import Claimant
 log = logging.getLogger(__name__)
 
 # Seconds: for a peer to say who it is; between two signs of life that are asked of it, so that one that is frozen or
-# cut off is known four of them later; between looks at its cluster-config; until one that writes a heartbeat a minute
-# counts as silent.
+# cut off is known four of them later; until one that writes a heartbeat a minute counts as silent.
 GREETING = 4.0
 PULSE = 1.5
-CONFIG_CHECK = 30.0
 HEARTBEAT_LIMIT = 150.0
 _RETRY_LIMIT = 15.0
 _NAMED_IN_LOG = 10
@@ -57,6 +55,10 @@ class PeerError(Exception):
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.message}"
+
+
+class _ConfigChangedError(Exception):
+    """The peer has another cluster-config than the one that the session began with."""
 
 
 class PeerSpec(msgspec.Struct, frozen=True):
@@ -130,6 +132,7 @@ class Mirror:
         self._owner_of_id = owner_of_id
         self._changed = changed
         self._remote = Connection(peer.endpoints, tls, server_name=pki.server_name(peer.name))
+        self._lease = lease
         self._writer = Writer(own, lease)
         self._admission = Admission(Claimant(peer.name, peer.cluster_id, cluster.numbering), claims, strict=peer.strict)
         self._quarantine = Quarantine()
@@ -149,6 +152,7 @@ class Mirror:
         self._records_changed = float("-inf")
         self._events: Counter[Kind] = Counter()
         self._lists: Counter[Kind] = Counter()
+        self._lists_in_turn = asyncio.Lock()  # a peer is asked for one list at a time
         self._watches = 0  # of sessions that have ended
         self._heart: Feed | None = None
 
@@ -163,7 +167,7 @@ class Mirror:
 
     def view(self) -> MirrorView:
         failures = (feed.error for feed in self._feeds if feed.state is FeedState.RETRYING)
-        error = self._error or next(failures, None)
+        error = self._own_error() or self._error or next(failures, None)
         now = asyncio.get_running_loop().time()
         silent = now - self._last_heartbeat
         if error is not None:
@@ -227,7 +231,7 @@ class Mirror:
                     self._writer.put(key, present.value)
                 return
             except KvError as error:
-                log.warning("peer %s: own etcd: %s", self._peer.name, error)
+                self._report(_own_etcd(error))
                 await asyncio.sleep(backoff.next())
 
     async def _put_settings(self) -> None:
@@ -239,8 +243,7 @@ class Mirror:
 
     async def _adopt_kind(self, kind: Kind) -> None:
         prefix, canary = keys.cache_prefix(kind, self._peer.name), keys.cache_canary(kind, self._peer.name)
-        await self._writer.adopt(prefix)
-        async for page in self._own.list(prefix):
+        async for page in self._writer.adopting(prefix):
             for kv in page:
                 tail = _tail(prefix, kv.key)
                 if self._admission.judge(kind, tail, kv.value) is None:
@@ -257,6 +260,9 @@ class Mirror:
         while True:
             try:
                 await self._session()
+            except _ConfigChangedError:
+                log.info("peer %s: its cluster-config changed, reading it again", self._peer.name)
+                backoff.reset()
             except (KvError, PeerError) as error:
                 if self._connected:
                     backoff.reset()
@@ -293,6 +299,7 @@ class Mirror:
         except BaseExceptionGroup as errors:
             _reraise(errors)
         finally:
+            self._current.clear()
             self._proved = self._latest_proof()
             self._feeds.clear()
             if self._heart is not None:
@@ -328,20 +335,15 @@ class Mirror:
         return page.kvs[0] if page.kvs else None
 
     async def _watch_config(self, agreed: ClusterConfig) -> None:
-        while True:
-            await asyncio.sleep(CONFIG_CHECK)
-            try:
-                found = await self._look(keys.cluster_config(self._peer.name))
-            except KvError:
-                continue  # the feeds notice and say it
-            # A missing one means an API server that is away: what is mirrored stays.
-            if found is not None and found.value != records.encode(agreed):
-                config = await self._greet()
-                if config != agreed:
-                    raise PeerError("config", f"cluster-config of {self._peer.name} changed: reading it again")
+        """A missing one means an API server that is away: what is mirrored stays."""
+        async with aclosing(self._feed(keys.cluster_config(self._peer.name), exact=True).batches()) as batches:
+            async for batch in batches:
+                for event in batch.events:
+                    if event.value is not None and not _says(event.value, agreed):
+                        raise _ConfigChangedError
 
     async def _follow_heartbeat(self) -> None:
-        self._heart = self._feed(keys.HEARTBEAT, progress=PULSE)
+        self._heart = self._feed(keys.HEARTBEAT, exact=True, progress=PULSE)
         async with aclosing(self._heart.batches()) as batches:
             async for batch in batches:
                 if any(event.value is not None for event in batch.events):
@@ -362,11 +364,12 @@ class Mirror:
         for gate in gates:
             await gate.wait()
         listed: set[str] | None = set()  # until the first list is complete
-        async with aclosing(self._feed(paths.prefixes[kind]).batches()) as batches:
+        async with aclosing(self._feed(paths.prefixes[kind], lists=self._lists_in_turn).batches()) as batches:
             async for batch in batches:
                 if listed is None and batch.synced and config.capabilities.synced_canaries:
                     await self._expect_canary(kind, paths.canaries[kind], batch.revision)
                 self._take(kind, paths.prefixes[kind], batch, listed)
+                await self._writer.room()
                 self._lists[kind] += batch.synced
                 if listed is not None and batch.synced:
                     await self._complete(kind, listed)
@@ -446,13 +449,24 @@ class Mirror:
         log.info("peer %s: %d %s mirrored", self._peer.name, len(self._accepted[kind]), kind)
 
     async def _flush(self) -> None:
-        try:
-            await self._writer.flush()
-        except KvError as error:
-            raise PeerError("own-etcd", f"this cluster's own etcd does not take the records: {error}") from None
+        """Wait for the own etcd however long it takes: what was read of the peer need not be read again."""
+        backoff = Backoff(limit=_RETRY_LIMIT)
+        while True:
+            try:
+                await self._writer.flush(despite_rejections=True)
+                return
+            except KvError:
+                self._changed()  # `_own_error` says it
+                await asyncio.sleep(backoff.next())
 
-    def _feed(self, prefix: str, *, progress: float = 5.0) -> Feed:
-        feed = Feed(self._remote, prefix, progress=progress)
+    def _own_error(self) -> PeerError | None:
+        error = self._writer.error or self._lease.error
+        return None if error is None else _own_etcd(error)
+
+    def _feed(
+        self, prefix: str, *, exact: bool = False, lists: asyncio.Lock | None = None, progress: float = 5.0
+    ) -> Feed:
+        feed = Feed(self._remote, prefix, exact=exact, lists=lists, progress=progress)
         self._feeds.append(feed)
         return feed
 
@@ -495,13 +509,25 @@ async def forget_peer(own: Connection, peer: str, *, detached: Callable[[], Awai
 
 def _reraise(errors: BaseExceptionGroup[BaseException]) -> NoReturn:
     """Of a session's errors the first one; whatever is no peer's fault goes on as it is."""
-    _, foreign = errors.split((KvError, PeerError))
+    _, foreign = errors.split((KvError, PeerError, _ConfigChangedError))
     if foreign is not None:
         raise foreign
     first: BaseException = errors
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     raise first from None
+
+
+def _says(value: bytes, agreed: ClusterConfig) -> bool:
+    """Whether a cluster-config still says the same, in whatever words."""
+    try:
+        return records.decode(ClusterConfig, value) == agreed
+    except RecordError:
+        return False
+
+
+def _own_etcd(error: KvError) -> PeerError:
+    return PeerError("own-etcd", f"this cluster's own etcd does not take the records: {error}")
 
 
 def _told(error: KvError | PeerError) -> str:

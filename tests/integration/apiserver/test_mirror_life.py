@@ -1,0 +1,270 @@
+"""What a mirror goes through in its life: peers that change, vanish and are replaced, an own etcd in trouble."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from clustermesh.kvstore.auth import AuthAdmin, Permission
+from clustermesh.kvstore.connection import Connection
+from clustermesh.kvstore.errors import KvError
+from clustermesh.wire import keys, records
+from clustermesh.wire.keys import DATAPATH_KINDS, Kind
+from clustermesh.wire.records import Capabilities, ClusterConfig
+from tests.integration.apiserver.exports import CLUSTER_ID, address, config, export, node
+from tests.integration.apiserver.test_mirror import (
+    cache,
+    mirroring,
+    restricted,
+    until_cached,
+    until_synced,
+)
+from tests.integration.etcd_process import EtcdProcess, free_ports
+from tests.integration.waiting import eventually
+
+pytestmark = pytest.mark.integration
+
+POD = "cilium/cache/ip/v1/red/10.5.1.7"
+ECHO = "cilium/cache/services/v1/red/default/echo"
+
+
+async def test_a_copy_that_another_mirror_made_is_mirrored_like_the_original(
+    etcd: EtcdProcess, own: EtcdProcess, tmp_path: Path
+) -> None:
+    """The peer's etcd is a cache: its records stand below cilium/cache/, its canaries are those of a mirror."""
+    kv, mine = etcd.connection(), own.connection()
+    await export(kv)
+    middle = EtcdProcess(tmp_path)
+    try:
+        await middle.start()
+        async with mirroring(etcd, middle.connection()) as first:
+            await until_synced(first)
+            async with mirroring(middle, mine) as second:
+                await kv.put(keys.HEARTBEAT, b"now")
+                await middle.connection().put(keys.HEARTBEAT, b"now")
+                await until_synced(second)
+                assert await cache(mine) == await cache(middle.connection())
+                assert await mine.get(keys.cluster_config("red")) is not None
+                await kv.delete(keys.service("red", "default", "echo"))
+                await until_cached(mine, ECHO, None)
+    finally:
+        await middle.close()
+
+
+async def test_a_changed_cluster_config_is_noticed_at_once(etcd: EtcdProcess, own: EtcdProcess) -> None:
+    kv, mine = await restricted(etcd), own.connection()
+    await export(kv)
+    async with mirroring(etcd, mine) as mirror:
+        await until_synced(mirror)
+        before = await cache(mine)
+        # Another text of the same is no change.
+        await kv.put(keys.cluster_config("red"), config().replace(b",", b", "))
+        wider = Capabilities(synced_canaries=True, max_connected_clusters=255, service_exports_enabled=False)
+        await kv.put(keys.cluster_config("red"), records.encode(ClusterConfig(CLUSTER_ID, wider)))
+        await eventually(lambda: Kind.SERVICE_EXPORTS in mirror.view().kinds, within=10)
+        await kv.put(keys.state_canary(Kind.SERVICE_EXPORTS, "red"), b"now")
+        await eventually(lambda: Kind.SERVICE_EXPORTS in mirror.view().synced)
+        said = await mine.get(keys.cluster_config("red"))
+        assert said is not None
+        assert records.decode(ClusterConfig, said.value).capabilities.service_exports_enabled is False
+
+        await kv.put(keys.cluster_config("red"), config(max_clusters=511))
+        await eventually(lambda: mirror.view().stage == "config", within=10)
+        assert await cache(mine) == before
+        await kv.put(keys.cluster_config("red"), config())
+        await eventually(lambda: mirror.view().state == "connected")
+        assert await cache(mine) == before
+
+
+async def test_an_interruption_is_resumed_without_a_list(etcd: EtcdProcess, own: EtcdProcess) -> None:
+    kv, mine = await restricted(etcd), own.connection()
+    await export(kv)
+    async with mirroring(etcd, mine) as mirror:
+        await until_synced(mirror)
+        await eventually(lambda: mirror.view().state == "connected")
+        await etcd.restart()
+        await kv.put(keys.address("10.5.1.8"), address("10.5.1.8"))
+        await until_cached(mine, "cilium/cache/ip/v1/red/10.5.1.8", address("10.5.1.8"))
+        await eventually(lambda: mirror.figures().reconnects > 0)
+        assert not any(mirror.figures().relists.values())
+
+
+async def test_what_the_peer_deleted_while_nobody_mirrored_is_pruned(etcd: EtcdProcess, own: EtcdProcess) -> None:
+    kv, mine = await restricted(etcd), own.connection()
+    await export(kv)
+    async with mirroring(etcd, mine) as mirror:
+        await until_synced(mirror)
+    await kv.delete(keys.service("red", "default", "echo"))
+    await mine.put("cilium/cache/services/v1/red/default/nobody-knows", b"{")
+    await mine.put("cilium/cache/services/v1/redder/default/of-another-peer", b"{")
+    await kv.put(keys.address("10.5.1.7"), address("10.5.1.7", CLUSTER_ID << 16 | 2))
+    async with mirroring(etcd, mine) as again:
+        await eventually(lambda: again.current == frozenset(DATAPATH_KINDS))
+        kept = await cache(mine)
+        assert kept[POD] == address("10.5.1.7", CLUSTER_ID << 16 | 2)
+        assert {key for key in kept if "/services/" in key} == {
+            "cilium/cache/services/v1/redder/default/of-another-peer"
+        }
+
+
+async def test_a_history_that_was_compacted_while_the_peer_was_away_is_made_up_for(
+    etcd: EtcdProcess, own: EtcdProcess
+) -> None:
+    kv, mine = await restricted(etcd), own.connection()
+    await export(kv)
+    async with mirroring(etcd, mine) as mirror:
+        await until_synced(mirror)
+        # Where the mirror does not find it, so that it comes back after all that happens now.
+        await etcd.stop()
+        port = etcd.port
+        (etcd.port,) = free_ports(1)
+        await etcd.start()
+        kv = etcd.connection("admin-red")
+        await kv.delete(keys.service("red", "default", "echo"))
+        await kv.put(keys.address("10.5.1.8"), address("10.5.1.8"))
+        await etcd.compact()
+        await etcd.stop()
+        etcd.port = port
+        await etcd.start()
+        await until_cached(mine, ECHO, None)
+        assert mirror.figures().relists[Kind.SERVICES] == 1
+        await until_cached(mine, "cilium/cache/ip/v1/red/10.5.1.8", address("10.5.1.8"))
+        await eventually(lambda: mirror.view().state == "connected")
+
+
+async def test_another_etcd_cluster_at_the_peers_address_is_believed_once_it_is_filled(
+    etcd: EtcdProcess, own: EtcdProcess
+) -> None:
+    kv, mine = await restricted(etcd), own.connection()
+    await export(kv)
+    async with mirroring(etcd, mine) as mirror:
+        await until_synced(mirror)
+        before = await cache(mine)
+        await etcd.stop()
+        etcd.wipe()
+        etcd.options.append("--initial-cluster-token=another")
+        await etcd.start()
+        await eventually(lambda: mirror.view().state == "failed")
+        assert await cache(mine) == before
+        kv = await restricted(etcd)
+        await export(kv)
+        await kv.put(keys.node("red", "red-2"), node("red-2", "10.5.2.0/24", "192.0.2.22"))
+        await until_cached(mine, "cilium/cache/nodes/v1/red/red-2", node("red-2", "10.5.2.0/24", "192.0.2.22"))
+        await eventually(lambda: mirror.view().state == "connected")
+        assert len(await cache(mine)) == len(before) + 1
+
+
+async def test_an_own_etcd_that_lost_everything_is_filled_again_even_if_the_peer_is_away(
+    etcd: EtcdProcess, own: EtcdProcess
+) -> None:
+    kv, mine = await restricted(etcd), own.connection()
+    await export(kv)
+    async with mirroring(etcd, mine) as mirror:
+        await until_synced(mirror)
+        before = await cache(mine)
+        await etcd.kill()
+        await own.stop()
+        own.wipe()
+        await own.start()
+
+        async def filled() -> bool:
+            return await cache(mine) == before
+
+        await eventually(filled)
+        canary = await mine.get(keys.cache_canary(Kind.NODES, "red"))
+        assert canary is not None
+
+
+async def test_an_own_etcd_that_refuses_is_told_and_served_once_it_takes_writes(
+    etcd: EtcdProcess, own: EtcdProcess
+) -> None:
+    """Nothing that was read of the peer is read again for it."""
+    kv = await restricted(etcd)
+    await export(kv)
+    admin = AuthAdmin(own.connection())
+    may_write = [Permission("readwrite", "cilium/"), Permission("readwrite", keys.PRIVATE)]
+    await admin.ensure_role("mirror", may_write)
+    await admin.ensure_user("mirror", ["mirror"])
+    await own.enable_auth()
+    async with mirroring(etcd, own.connection("mirror")) as mirror:
+        await until_synced(mirror)
+        await admin.ensure_role("mirror", [Permission("read", "cilium/")])
+        await kv.put(keys.address("10.5.1.8"), address("10.5.1.8"))
+        await eventually(lambda: mirror.view().stage == "own-etcd")
+        assert "permission" in mirror.view().message
+        assert mirror.figures().queue == 1
+        await admin.ensure_role("mirror", may_write)
+        await until_cached(own.connection(), "cilium/cache/ip/v1/red/10.5.1.8", address("10.5.1.8"))
+        await eventually(lambda: mirror.view().state == "connected")
+        assert not any(mirror.figures().relists.values())
+
+
+@asynccontextmanager
+async def filled_up(directory: Path) -> AsyncIterator[EtcdProcess]:
+    """An etcd whose space quota is used up, with the ballast that fills it."""
+    small = EtcdProcess(directory, options=["--quota-backend-bytes=16777216"])
+    try:
+        await small.start()
+        kv = small.connection()
+        with pytest.raises(KvError):
+            for number in range(40):
+                await kv.put(f"ballast/{number}", b"x" * 1_000_000)
+        yield small
+    finally:
+        await small.close()
+
+
+async def test_a_full_own_etcd_is_told_and_filled_once_it_has_room(etcd: EtcdProcess, tmp_path: Path) -> None:
+    await export(await restricted(etcd))
+    async with filled_up(tmp_path) as small, mirroring(etcd, small.connection()) as mirror:
+        await eventually(lambda: mirror.view().stage == "own-etcd")
+        assert "space" in mirror.view().message
+        await make_room(small)
+        await until_synced(mirror)
+        assert len(await cache(small.connection())) == 4
+
+
+async def make_room(etcd: EtcdProcess) -> None:
+    """What an operator does with etcdctl: delete, compact, defragment, disarm."""
+    kv = etcd.connection()
+    await kv.delete_prefix("ballast/")
+    await etcd.compact()
+    pem = etcd.client_pem()
+    credentials = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.cert)
+    async with grpc.aio.secure_channel(f"127.0.0.1:{etcd.port}", credentials) as channel:
+        await channel.unary_unary("/etcdserverpb.Maintenance/Defragment")(b"")
+        await channel.unary_unary("/etcdserverpb.Maintenance/Alarm")(_disarm((await kv.status()).leader))
+
+
+def _disarm(member: int) -> bytes:
+    """AlarmRequest{action: DEACTIVATE, memberID: member, alarm: NOSPACE}, which our part of the API leaves out."""
+    digits = bytearray()
+    while member > 0x7F:
+        digits.append(member & 0x7F | 0x80)
+        member >>= 7
+    return b"\x08\x02\x10" + bytes([*digits, member]) + b"\x18\x01"
+
+
+async def test_a_slow_own_etcd_holds_up_the_reading_and_loses_nothing(etcd: EtcdProcess, own: EtcdProcess) -> None:
+    kv, mine = await restricted(etcd), own.connection()
+    await export(kv)
+    wanted = {f"10.5.1.{number}": address(f"10.5.1.{number}") for number in range(10, 60)}
+    async with mirroring(etcd, mine) as mirror:
+        await until_synced(mirror)
+        own.freeze()
+        for ip, value in wanted.items():
+            await kv.put(keys.address(ip), value)
+        await eventually(lambda: mirror.figures().queue == len(wanted))
+        await asyncio.sleep(0)
+        assert mirror.view().state == "connected"
+        own.thaw()
+
+        async def caught_up() -> bool:
+            found: Connection = mine
+            kept = await cache(found)
+            return all(kept.get(f"cilium/cache/ip/v1/red/{ip}") == value for ip, value in wanted.items())
+
+        await eventually(caught_up)
