@@ -57,7 +57,8 @@ def _endpoints(endpoints: Iterable[Endpoint], version: int) -> Iterable[SliceEnd
 
 
 def _port(port: EndpointPort) -> SlicePort:
-    return SlicePort(name=port.name, protocol=port.protocol, port=port.port, app_protocol=port.app_protocol)
+    # Cilium leaves out the application's protocol, so do we.
+    return SlicePort(name=port.name, protocol=port.protocol, port=port.port)
 
 
 def _version(text: str) -> int | None:

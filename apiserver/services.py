@@ -210,7 +210,10 @@ class _Slice:
 
 @dataclass(slots=True)
 class ServiceTable:
-    """Services with their slices, found by either; every change names what it touches."""
+    """Services with their slices, found by either; every change names what it touches.
+
+    Slices of Services that are not global are kept, but touch nothing: most clusters have many of those.
+    """
 
     _services: dict[ServiceName, Service] = field(default_factory=dict)
     _slices: dict[ServiceName, dict[SliceName, _Slice]] = field(default_factory=dict)  # by Service
@@ -239,7 +242,7 @@ class ServiceTable:
         if owner is not None:
             self._owner_of_slice[key] = owner
             self._slices.setdefault(owner, {})[key] = _Slice(piece)
-            touched |= Touched({owner}, {key})
+            touched |= self._touched_by_slice(owner, key)
         return touched
 
     def remove_slice(self, ref: ObjectRef) -> Touched:
@@ -281,4 +284,8 @@ class ServiceTable:
         del pieces[key]
         if not pieces:
             del self._slices[owner]
-        return Touched({owner}, {key})
+        return self._touched_by_slice(owner, key)
+
+    def _touched_by_slice(self, owner: ServiceName, key: SliceName) -> Touched:
+        service = self._services.get(owner)
+        return Touched({owner}, {key}) if service is not None and is_global(service) else Touched()

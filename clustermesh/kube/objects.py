@@ -207,11 +207,10 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defau
     deprecated_topology: Mapping[str, str] | None = None  # of slices that were written as v1beta1
 
 
-class EndpointPort(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
+class EndpointPort(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     name: str | None = None
     protocol: str | None = None
     port: int | None = None
-    app_protocol: str | None = None
 
 
 class EndpointSlice(KubeObject, frozen=True, gc=False, rename="camel", omit_defaults=True):

@@ -82,7 +82,6 @@ def slices() -> st.SearchStrategy[EndpointSlice]:
         name=st.none() | _TEXT,
         protocol=st.none() | _PROTOCOLS,
         port=st.none() | _PORT_NUMBERS,
-        appProtocol=st.none() | _TEXT,
     )
     body = _object(
         addressType=st.sampled_from(("IPv4", "IPv6", "FQDN")) | _TEXT, endpoints=_lists(endpoint), ports=_lists(port)

@@ -43,7 +43,7 @@ def one(**endpoint: Any) -> SliceEndpoint:
     return only
 
 
-def test_a_slice_keeps_all_that_a_reader_may_want() -> None:
+def test_a_slice_keeps_what_cilium_keeps() -> None:
     annotations = {"endpoints.kubernetes.io/last-change-trigger-time": "2026-01-01T00:00:00Z"}
     labels = LABELS | {"endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io", "app": "web"}
     full = {
@@ -79,7 +79,7 @@ def test_a_slice_keeps_all_that_a_reader_may_want() -> None:
                 deprecated_topology={"rack": "7"},
             ),
         ),
-        ports=(SlicePort(name="http", protocol="TCP", port=8080, app_protocol="kubernetes.io/h2c"),),
+        ports=(SlicePort(name="http", protocol="TCP", port=8080),),
     )
 
 

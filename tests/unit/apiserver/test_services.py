@@ -469,22 +469,32 @@ def as_slice(document: Document) -> EndpointSlice:
     return msgspec.convert(document, EndpointSlice)
 
 
-WEB, OTHER = ServiceName("demo", "web"), ServiceName("demo", "other")
+WEB = ServiceName("demo", "web")
 FIRST, SECOND = SliceName("demo", "web-1"), SliceName("demo", "web-2")
 
 
 def test_a_change_touches_its_service_and_no_slice_but_its_own() -> None:
     table = Export(RED).services
+    assert not table.set_slice(as_slice(piece()))
+    assert table.set_service(as_service(service())) == Touched({WEB}, {FIRST})
     assert table.set_slice(as_slice(piece())) == Touched({WEB}, {FIRST})
     assert table.set_slice(as_slice(piece(name="web-2"))) == Touched({WEB}, {SECOND})
-    assert table.set_service(as_service(service())) == Touched({WEB}, {FIRST, SECOND})
     assert table.set_service(as_service(service(None, {"tier": "front"}))) == Touched({WEB})
-    assert table.set_service(as_service(service({}))) == Touched({WEB}, {FIRST, SECOND})
-    assert table.set_service(as_service(service({}, {"tier": "back"}))) == Touched({WEB})
     moved = piece(labels={"kubernetes.io/service-name": "other"})
-    assert table.set_slice(as_slice(moved)) == Touched({WEB, OTHER}, {FIRST})
-    assert table.remove_slice(ObjectRef("demo", "web-1", "")) == Touched({OTHER}, {FIRST})
+    assert table.set_slice(as_slice(moved)) == Touched({WEB}, {FIRST})
+    assert not table.remove_slice(ObjectRef("demo", "web-1", ""))
     assert table.remove_service(ObjectRef("demo", "web", "")) == Touched({WEB}, {SECOND})
+
+
+def test_a_service_that_becomes_global_or_is_not_any_more_touches_its_slices() -> None:
+    table = Export(RED).services
+    assert table.set_service(as_service(service({}))) == Touched({WEB})
+    assert not table.set_slice(as_slice(piece())), "of a Service that is not global"
+    assert table.set_service(as_service(service())) == Touched({WEB}, {FIRST})
+    assert table.set_service(as_service(service({G: "true", S: "false"}))) == Touched({WEB}, {FIRST})
+    assert table.set_service(as_service(service())) == Touched({WEB}, {FIRST})
+    assert table.set_service(as_service(service({}))) == Touched({WEB}, {FIRST})
+    assert not table.remove_slice(ObjectRef("demo", "web-1", ""))
 
 
 def test_what_is_not_known_touches_nothing_when_it_goes() -> None:
@@ -496,6 +506,7 @@ def test_what_is_not_known_touches_nothing_when_it_goes() -> None:
 
 def test_a_burst_of_changes_touches_a_service_once() -> None:
     table, touched = Export(RED).services, Touched()
+    table.set_service(as_service(service()))
     for number in range(50):
         touched |= table.set_slice(as_slice(piece(name=f"web-{number}")))
     assert touched.services == {WEB}
