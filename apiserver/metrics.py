@@ -28,6 +28,8 @@ class PeerFigures(msgspec.Struct, frozen=True):
     relists: Mapping[str, int] = {}
     reconnects: int = 0
     queue: int = 0
+    throttled: float = 0.0  # seconds that reading waited for the quota's rate
+    quota: Mapping[str, tuple[int, int]] = {}  # resource → used, limit
 
 
 class Metrics:
@@ -121,6 +123,11 @@ class _Peers(Collector):
         queue = GaugeMetricFamily(
             f"{prefix}_write_queue_size", "Changes of the peer that are not in our etcd yet", labels=("peer",)
         )
+        throttled = CounterMetricFamily(
+            f"{prefix}_throttled_seconds", "Seconds that the peer was not read because of its quota", labels=("peer",)
+        )
+        used = GaugeMetricFamily(f"{prefix}_quota_used", "What of its quota the peer uses", labels=("peer", "resource"))
+        limit = GaugeMetricFamily(f"{prefix}_quota_limit", "The peer's quota", labels=("peer", "resource"))
         for one in self._figures():
             for name in _CONNECTION_STATES:
                 state.add_metric((one.peer, name), name == one.state)
@@ -134,4 +141,11 @@ class _Peers(Collector):
                     counter.add_metric((one.peer, label), value)
             reconnects.add_metric((one.peer,), one.reconnects)
             queue.add_metric((one.peer,), one.queue)
-        return (state, silence, records, quarantined, events, relists, reconnects, queue)
+            throttled.add_metric((one.peer,), one.throttled)
+            for resource, (amount, most) in one.quota.items():
+                used.add_metric((one.peer, resource), amount)
+                limit.add_metric((one.peer, resource), most)
+        return (
+            *(state, silence, records, quarantined, events),
+            *(relists, reconnects, queue, throttled, used, limit),
+        )

@@ -15,18 +15,21 @@ from typing import NoReturn
 
 import msgspec
 
-from apiserver.admission import OUTSIDE_POD_CIDRS, Admission, Quarantine
+from apiserver.admission import Admission
 from apiserver.claims import Claims
 from apiserver.cluster import ClusterIdentity
 from apiserver.metrics import PeerFigures
+from apiserver.quota import Pace
 from apiserver.status import MirrorView, timestamp
 from clustermesh import pki
+from clustermesh.kube.objects import PeerQuota
 from clustermesh.kvstore.backoff import Backoff
 from clustermesh.kvstore.connection import Connection, KeyValue, TlsPem
 from clustermesh.kvstore.errors import KvError
 from clustermesh.kvstore.feed import Batch, Feed, FeedState
 from clustermesh.kvstore.lease import Lease
 from clustermesh.kvstore.writer import Writer
+from clustermesh.tasks import end
 from clustermesh.wire import keys, private, records
 from clustermesh.wire.errors import RecordError
 from clustermesh.wire.keys import DATAPATH_KINDS, Kind
@@ -42,7 +45,12 @@ GREETING = 4.0
 PULSE = 1.5
 HEARTBEAT_LIMIT = 150.0
 _RETRY_LIMIT = 15.0
-_NAMED_IN_LOG = 10
+# Seconds between two lists of a kind that are made because refused records were forgotten.
+LIST_AGAIN = 60.0
+
+
+# Kinds whose records are judged by the nodes: these are listed first, so that nothing is refused for want of them.
+_BEHIND_NODES = frozenset({Kind.ADDRESSES, Kind.SERVICES, Kind.ENDPOINT_SLICES})
 
 
 class PeerError(Exception):
@@ -69,6 +77,7 @@ class PeerSpec(msgspec.Struct, frozen=True):
     endpoints: tuple[str, ...]
     strict: bool = True
     implementation: str = "clustermesh"
+    quota: PeerQuota = PeerQuota()
 
     @property
     def settings(self) -> PeerSettings:
@@ -111,6 +120,25 @@ class _Paths:
         self.canaries = {kind: canary(kind, peer) for kind in Kind}
 
 
+class _Copy:
+    """The peer's records as they shall stand in this cluster's etcd: where the admission puts them."""
+
+    def __init__(self, peer: str, writer: Writer, settled: Callable[[], None]) -> None:
+        self.again = {kind: asyncio.Event() for kind in Kind}
+        self.settled = settled
+        self._writer = writer
+        self._prefixes = {kind: keys.cache_prefix(kind, peer) for kind in Kind}
+
+    def put(self, kind: Kind, name: str, value: bytes) -> None:
+        self._writer.put(self._prefixes[kind] + name, value)
+
+    def delete(self, kind: Kind, name: str) -> None:
+        self._writer.delete(self._prefixes[kind] + name)
+
+    def read_again(self, kind: Kind) -> None:
+        self.again[kind].set()
+
+
 class Mirror:
     """Follows one peer for as long as `run` runs; `view` says how that goes."""
 
@@ -134,11 +162,15 @@ class Mirror:
         self._remote = Connection(peer.endpoints, tls, server_name=pki.server_name(peer.name))
         self._lease = lease
         self._writer = Writer(own, lease)
-        self._admission = Admission(Claimant(peer.name, peer.cluster_id, cluster.numbering), claims, strict=peer.strict)
-        self._quarantine = Quarantine()
-        self._logged: Counter[str] = Counter()
-        self._accepted: dict[Kind, set[str]] = {kind: set() for kind in Kind}
-        self._outside: dict[str, bytes] = {}  # addresses that wait for their node: tail → value
+        self._copy = _Copy(peer.name, self._writer, self._records_moved)
+        self._admission = Admission(
+            Claimant(peer.name, peer.cluster_id, cluster.numbering),
+            claims,
+            self._copy,
+            strict=peer.strict,
+            quota=peer.quota,
+        )
+        self._pace = Pace(peer.quota.changes_per_second)
         self._synced: set[Kind] = set()
         self._current: set[Kind] = set()  # complete in this session
         self._feeds: list[Feed] = []
@@ -188,8 +220,12 @@ class Mirror:
             config=self._config,
             kinds=self._config.kinds() if self._config is not None else DATAPATH_KINDS,
             synced=frozenset(self._synced),
-            records={kind: len(tails) for kind, tails in self._accepted.items()},
-            quarantined=self._quarantine.view(),
+            records={kind: self._admission.count(kind) for kind in Kind},
+            quarantined=self._admission.quarantine.view(),
+            strict=self._admission.strict,
+            used_records=self._admission.usage.records,
+            used_bytes=self._admission.usage.bytes,
+            throttled=self._pace.throttled,
         )
 
     def figures(self) -> PeerFigures:
@@ -204,6 +240,11 @@ class Mirror:
             relists={kind: max(0, self._lists[kind] - 1) for kind in Kind},
             reconnects=max(0, self._watches + (self._heart.watches if self._heart is not None else 0) - 1),
             queue=len(self._writer),
+            throttled=self._pace.waited,
+            quota={
+                "records": (self._admission.usage.records, self._peer.quota.records),
+                "bytes": (self._admission.usage.bytes, self._peer.quota.bytes),
+            },
         )
 
     async def run(self) -> None:
@@ -214,6 +255,7 @@ class Mirror:
                 await self._adopt()
                 await self._sessions()
         finally:
+            self._admission.close()
             self._changed()
 
     async def _adopt(self) -> None:
@@ -245,10 +287,8 @@ class Mirror:
         prefix, canary = keys.cache_prefix(kind, self._peer.name), keys.cache_canary(kind, self._peer.name)
         async for page in self._writer.adopting(prefix):
             for kv in page:
-                tail = _tail(prefix, kv.key)
-                if self._admission.judge(kind, tail, kv.value) is None:
-                    self._accepted[kind].add(tail)
-                    self._writer.put(kv.key, kv.value)
+                self._admission.take(kind, kv.key[len(prefix) :], kv.value)
+            self._admission.finish()
         await self._writer.adopt(canary)
         present = await self._own.get(canary)
         if present is not None:
@@ -293,7 +333,7 @@ class Mirror:
                     for event in canaries.values():
                         event.set()
                 for kind in kinds:
-                    gates = [canaries[kind]] + ([listed_nodes] if kind is Kind.ADDRESSES else [])
+                    gates = [canaries[kind]] + ([listed_nodes] if kind in _BEHIND_NODES else [])
                     done = listed_nodes if kind is Kind.NODES else asyncio.Event()
                     group.create_task(self._follow(kind, paths, gates, done, config))
         except BaseExceptionGroup as errors:
@@ -363,18 +403,47 @@ class Mirror:
     ) -> None:
         for gate in gates:
             await gate.wait()
-        listed: set[str] | None = set()  # until the first list is complete
-        async with aclosing(self._feed(paths.prefixes[kind], lists=self._lists_in_turn).batches()) as batches:
-            async for batch in batches:
-                if listed is None and batch.synced and config.capabilities.synced_canaries:
-                    await self._expect_canary(kind, paths.canaries[kind], batch.revision)
-                self._take(kind, paths.prefixes[kind], batch, listed)
-                await self._writer.room()
-                self._lists[kind] += batch.synced
-                if listed is not None and batch.synced:
-                    await self._complete(kind, listed)
-                    listed = None
-                    done.set()
+        again = self._copy.again[kind]
+        while True:
+            again.clear()
+            reading = asyncio.create_task(self._read(kind, paths, done, config))
+            asking = asyncio.create_task(self._asked_again(again))
+            try:
+                await asyncio.wait((reading, asking), return_when=asyncio.FIRST_COMPLETED)
+                if reading.done():
+                    await reading
+            finally:
+                await end(reading)
+                await end(asking)
+            log.info(
+                "peer %s: listing its %s again: some that were kept out may be right by now", self._peer.name, kind
+            )
+
+    async def _asked_again(self, again: asyncio.Event) -> None:
+        await asyncio.sleep(LIST_AGAIN)
+        await again.wait()
+
+    async def _read(self, kind: Kind, paths: _Paths, done: asyncio.Event, config: ClusterConfig) -> None:
+        prefix = paths.prefixes[kind]
+        feed = self._feed(prefix, lists=self._lists_in_turn)
+        listed = False
+        self._admission.begin(kind)
+        try:
+            async with aclosing(feed.batches()) as batches:
+                async for batch in batches:
+                    if listed and batch.synced and config.capabilities.synced_canaries:
+                        await self._expect_canary(kind, paths.canaries[kind], batch.revision)
+                    self._take(kind, feed, batch)
+                    await self._writer.room()
+                    self._lists[kind] += batch.synced
+                    if not listed and batch.synced:
+                        await self._complete(kind)
+                        listed = True
+                        done.set()
+                    await self._pace.spend(len(batch.events))
+        finally:
+            if feed in self._feeds:
+                self._feeds.remove(feed)
 
     async def _expect_canary(self, kind: Kind, canary: str, revision: int) -> None:
         """A list made again counts only if the peer had said by then that it is complete: an etcd may come back empty.
@@ -387,66 +456,33 @@ class Mirror:
                 "synced", f"{self._peer.name} is filling its etcd again: waiting until its {kind} are there"
             )
 
-    def _take(self, kind: Kind, prefix: str, batch: Batch, listed: set[str] | None) -> None:
-        """Let in what a batch brings. `listed` collects all tails of the first list."""
-        node_accepted = False
+    def _take(self, kind: Kind, feed: Feed, batch: Batch) -> None:
+        """Let in what a batch brings."""
+        skip, take = len(feed.prefix), self._admission.take
         for event in batch.events:
-            tail = _tail(prefix, event.key)
-            if event.value is None:
-                self._remove(kind, tail)
-                continue
-            if listed is not None:
-                listed.add(tail)
-            node_accepted |= self._admit(kind, tail, event.value) and kind is Kind.NODES
-        if node_accepted and self._outside:
-            for tail, value in list(self._outside.items()):
-                self._admit(Kind.ADDRESSES, tail, value)
+            if not take(kind, event.key[skip:], event.value):
+                feed.forget(event.key)
+        self._admission.finish()
         self._events[kind] += len(batch.events)
         if batch.events:
-            self._records_changed = asyncio.get_running_loop().time()
-            self._changed()
+            self._records_moved()
 
-    def _admit(self, kind: Kind, tail: str, value: bytes) -> bool:
-        reason = self._admission.judge(kind, tail, value)
-        label = f"{kind}/{tail}"
-        if kind is Kind.ADDRESSES:
-            self._outside.pop(tail, None)
-        if reason is None:
-            self._quarantine.release(label)
-            self._accepted[kind].add(tail)
-            self._writer.put(keys.cache_prefix(kind, self._peer.name) + tail, value)
-            return True
-        if reason == OUTSIDE_POD_CIDRS:
-            self._outside[tail] = value
-        if self._quarantine.put(label, reason):
-            self._logged[reason] += 1
-            level = logging.WARNING if self._logged[reason] <= _NAMED_IN_LOG else logging.DEBUG
-            log.log(level, "peer %s: kept out %s: %s", self._peer.name, label, reason)
-        return False
+    def _records_moved(self) -> None:
+        self._records_changed = asyncio.get_running_loop().time()
+        self._changed()
 
-    def _remove(self, kind: Kind, tail: str) -> None:
-        self._quarantine.release(f"{kind}/{tail}")
-        self._admission.forget(kind, tail)
-        if kind is Kind.ADDRESSES:
-            self._outside.pop(tail, None)
-        if tail in self._accepted[kind]:
-            self._accepted[kind].discard(tail)
-            self._writer.delete(keys.cache_prefix(kind, self._peer.name) + tail)
-
-    async def _complete(self, kind: Kind, listed: set[str]) -> None:
+    async def _complete(self, kind: Kind) -> None:
         """The first list of a session is in: what is not in it goes, then the agents may trust it."""
-        prefix = keys.cache_prefix(kind, self._peer.name)
-        for tail in self._accepted[kind] - listed:
-            self._remove(kind, tail)
-        self._quarantine.keep_only(f"{kind}/", {f"{kind}/{tail}" for tail in listed})
-        self._writer.prune(prefix)
+        self._admission.complete(kind)
+        self._admission.finish()
+        self._writer.prune(keys.cache_prefix(kind, self._peer.name))
         await self._flush()
         self._writer.put(keys.cache_canary(kind, self._peer.name), timestamp(time.time()).encode())
         await self._flush()
         self._synced.add(kind)
         self._current.add(kind)
         self._changed()
-        log.info("peer %s: %d %s mirrored", self._peer.name, len(self._accepted[kind]), kind)
+        log.info("peer %s: %d %s mirrored", self._peer.name, self._admission.count(kind), kind)
 
     async def _flush(self) -> None:
         """Wait for the own etcd however long it takes: what was read of the peer need not be read again."""
@@ -534,7 +570,3 @@ def _told(error: KvError | PeerError) -> str:
     """With the address it was about, which the operator may have to correct."""
     where = error.endpoint if isinstance(error, KvError) else ""
     return f"{error.message} ({where})" if where else error.message
-
-
-def _tail(prefix: str, key: bytes) -> str:
-    return key[len(prefix) :].decode(errors="backslashreplace")

@@ -7,6 +7,7 @@ from apiserver.cluster import ClusterIdentity
 from clustermesh.kube import objects
 from clustermesh.wire import records
 from clustermesh.wire.addresses import canonical
+from clustermesh.wire.ranges import Network
 
 # The other types of node addresses are host names.
 _ADDRESS_TYPES = ("InternalIP", "ExternalIP")
@@ -38,7 +39,7 @@ def compile_node(cluster: ClusterIdentity, node: objects.Node) -> records.Node |
     )
 
 
-def _ranges(texts: Iterable[str]) -> Iterable[records.Network]:
+def _ranges(texts: Iterable[str]) -> Iterable[Network]:
     for text in texts:
         try:
             yield ipaddress.ip_network(text, strict=False)

@@ -13,7 +13,6 @@ from contextlib import aclosing, suppress
 import msgspec
 
 from apiserver import trust
-from apiserver.admission import node_addresses
 from apiserver.claims import Claims
 from apiserver.cluster import ClusterIdentity
 from apiserver.health import Health
@@ -46,6 +45,7 @@ from clustermesh.wire.errors import RecordError
 from clustermesh.wire.keys import Kind
 from clustermesh.wire.names import check_cluster_name
 from clustermesh.wire.private import AgentReport, PeerList
+from clustermesh.wire.validation import node_ranges
 
 log = logging.getLogger(__name__)
 
@@ -269,11 +269,13 @@ class PeerManager:
         if value is None:
             self._nodes.discard(name)
             self.claims.release(self.cluster.name, name)
+            self.claims.settle()
             return
         self._nodes.add(name)
         try:
             node = records.decode(records.Node, value)
-            self.claims.hold(self.cluster.name, name, node.pod_cidrs(), node_addresses(node))
+            self.claims.hold(self.cluster.name, name, node_ranges(node))
+            self.claims.settle()
         except RecordError as error:
             log.error("own node %s: %s", name, error)
 
@@ -467,7 +469,9 @@ class _Peer:
 
     async def _mirror_with(self, peer: ClusterMeshPeer, tls: TlsPem) -> None:
         asked = peer.spec
-        spec = PeerSpec(self.name, asked.cluster_id, tuple(asked.endpoints), asked.strict, asked.implementation)
+        spec = PeerSpec(
+            self.name, asked.cluster_id, tuple(asked.endpoints), asked.strict, asked.implementation, asked.quota
+        )
         if self._mirror is not None and self._mirrored is not None and self._mirrored[0] == spec:
             await self._mirror.update_tls(tls)
             self._mirrored = (spec, tls)
@@ -512,6 +516,7 @@ class _Peer:
             manager.connection, self.name, detached=lambda: manager.detached(self.name), grace=manager.grace
         )
         manager.claims.release_all(self.name)
+        manager.claims.settle()
         if self.name not in manager.objects:
             await trust.delete_key(manager.client, self.name)
         self._request = None

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from apiserver.admission import QuarantineView
+from apiserver.quarantine import QuarantineView
 from clustermesh.kube.objects import (
     ClusterMeshPeerStatus,
     Condition,
@@ -20,6 +20,7 @@ from clustermesh.kube.objects import (
     PeerProbe,
     PeerQuarantine,
     PeerRecords,
+    PeerUsage,
     WaitingAgent,
 )
 from clustermesh.wire.keys import DATAPATH_KINDS, Kind
@@ -58,6 +59,10 @@ class MirrorView(msgspec.Struct, frozen=True):
     synced: frozenset[Kind] = frozenset()
     records: Mapping[Kind, int] = {}
     quarantined: QuarantineView = QuarantineView()
+    strict: bool | None = None  # None: no record is judged yet
+    used_records: int = 0
+    used_bytes: int = 0
+    throttled: bool = False  # it changes faster than its quota lets it
 
 
 def summarise(
@@ -108,6 +113,8 @@ def summarise(
             by_reason=mirror.quarantined.by_reason,
             examples=mirror.quarantined.examples,
         ),
+        policy=_policy(mirror.strict),
+        usage=PeerUsage(records=mirror.used_records, bytes=mirror.used_bytes, throttled=mirror.throttled),
         agents=agents,
         probe=probe,
         conditions=_conditions(trust, mirror, nodes, waiting, unprobed, previous.conditions, now),
@@ -168,11 +175,12 @@ def timestamp(seconds: float) -> str:
 
 
 def _steady(status: ClusterMeshPeerStatus) -> ClusterMeshPeerStatus:
-    """Without what moves though nothing has happened: the last proof of life and the probes' round trip."""
+    """Without what moves though nothing has happened, and what changes with every record."""
     return msgspec.structs.replace(
         status,
         connection=msgspec.structs.replace(status.connection, last_event=""),
         probe=msgspec.structs.replace(status.probe, rtt_micros=0),
+        usage=msgspec.structs.replace(status.usage, bytes=0),
     )
 
 
@@ -185,6 +193,12 @@ def _connection(mirror: MirrorView, previous: PeerConnection, now: float) -> Pee
         since=previous.since if same else timestamp(now),
         last_event=timestamp(mirror.last_event) or previous.last_event,
     )
+
+
+def _policy(strict: bool | None) -> str:
+    if strict is None:
+        return ""
+    return "strict" if strict else "lenient"
 
 
 def _config(config: ClusterConfig | None) -> PeerConfig | None:

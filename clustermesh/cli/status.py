@@ -12,7 +12,16 @@ from clustermesh.cli.mesh import AgentsView, Cluster, open_clusters, watching
 from clustermesh.cli.options import Settings, global_options, timeout_option
 from clustermesh.cli.readiness import why_not_ready
 from clustermesh.kube.errors import CredentialError, KubeError, NotFound
-from clustermesh.kube.objects import CILIUM, ClusterMeshPeer, PeerAgents, PeerConnection, PeerProbe, PeerQuarantine
+from clustermesh.kube.objects import (
+    CILIUM,
+    ClusterMeshPeer,
+    PeerAgents,
+    PeerConnection,
+    PeerProbe,
+    PeerQuarantine,
+    PeerQuota,
+    PeerUsage,
+)
 from clustermesh.output import Failure, Output
 
 _AGAIN = 0.5  # seconds between two attempts at an API that does not answer
@@ -38,6 +47,9 @@ class PeerLine(msgspec.Struct, frozen=True, rename="camel"):
     agents: PeerAgents
     probe: PeerProbe
     quarantined: PeerQuarantine
+    policy: str  # that its records are judged by
+    usage: PeerUsage
+    quota: PeerQuota
 
 
 class Report(msgspec.Struct, frozen=True, rename="camel"):
@@ -88,6 +100,9 @@ def _line(peer: ClusterMeshPeer, agents: AgentsView, alive: bool, now: float) ->
         agents=status.agents,
         probe=status.probe,
         quarantined=status.quarantined,
+        policy=status.policy,
+        usage=status.usage,
+        quota=peer.spec.quota,
     )
 
 
@@ -202,6 +217,14 @@ def _show(output: Output, report: Report) -> None:
             output.line(f"    {waiting.node}: {waiting.reason}")
         for example in line.quarantined.examples:
             output.line(f"    kept out: {example}")
+        if line.quarantined.total > len(line.quarantined.examples):
+            for reason, count in sorted(line.quarantined.by_reason.items()):
+                output.line(f"    kept out in all: {count} x {reason}")
+        if line.usage.throttled:
+            output.warn(
+                f"{line.name}: changes faster than spec.quota.changesPerSecond ({line.quota.changes_per_second}), so "
+                "it is read more slowly and what it says arrives late"
+            )
 
 
 def _row(line: PeerLine) -> Sequence[str]:

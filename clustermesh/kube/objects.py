@@ -311,6 +311,14 @@ class PeerQuarantine(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_o
     examples: tuple[str, ...] = ()
 
 
+class PeerUsage(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):
+    """What of its quota a peer uses. Throttled: it changes faster than it may, and is read more slowly."""
+
+    records: int = 0
+    bytes: int = 0
+    throttled: bool = False
+
+
 class WaitingAgent(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):
     node: str
     reason: str = ""
@@ -344,6 +352,8 @@ class ClusterMeshPeerStatus(msgspec.Struct, frozen=True, gc=False, rename="camel
     config: PeerConfig | None = None
     records: PeerRecords = PeerRecords()
     quarantined: PeerQuarantine = PeerQuarantine()
+    policy: str = ""  # in force: strict or lenient; "" until records are judged
+    usage: PeerUsage = PeerUsage()
     agents: PeerAgents = PeerAgents()
     probe: PeerProbe = PeerProbe()
     conditions: tuple[Condition, ...] = ()

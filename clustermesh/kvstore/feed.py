@@ -140,6 +140,11 @@ class Feed:
                 self._note_failure(error)
                 await asyncio.sleep(backoff.next() + (0.0 if self._next else random.uniform(0.0, _SPREAD)))
 
+    def forget(self, key: bytes) -> None:
+        """Remember a key no longer that its consumer did not keep: the next list brings it again, and its deletion is
+        not told."""
+        self._known.pop(key, None)
+
     def _note_failure(self, error: KvError) -> None:
         if self.state is FeedState.WATCHING and error.stage in _PASSING:
             log.debug("feed %s: %s", self.prefix, error)

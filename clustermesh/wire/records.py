@@ -15,6 +15,7 @@ import msgspec
 from clustermesh.wire import labels as _labels
 from clustermesh.wire.errors import RecordError
 from clustermesh.wire.keys import DATAPATH_KINDS, Kind
+from clustermesh.wire.ranges import Network, Range, masked_range
 
 SERVICES_AND_SLICES = "services-and-endpointslices"
 SLICES_ONLY = "endpointslices-only"
@@ -23,7 +24,6 @@ HEADLESS = "Headless"
 
 _GO_ZERO_TIME = datetime(1, 1, 1, tzinfo=UTC)
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 T = TypeVar("T")
 
 
@@ -70,13 +70,16 @@ class Cidr(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
     def of(cls, network: Network) -> "Cidr":
         return cls(str(network.network_address), msgspec.json.encode(network.netmask.packed)[1:-1].decode())
 
-    def network(self) -> Network:
+    def range(self) -> Range:
         """Raise RecordError when address or mask do not make a range."""
         try:
-            mask = ipaddress.ip_address(b64decode(self.mask, validate=True))
-            return ipaddress.ip_network(f"{self.ip}/{int(mask).bit_count()}")
+            return masked_range(self.ip, b64decode(self.mask, validate=True))
         except ValueError as error:
             raise RecordError(f"{self.ip} with mask {self.mask} is no address range: {error}") from None
+
+    def network(self) -> Network:
+        """The same as an object."""
+        return self.range().network()
 
 
 class NodeAddress(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
@@ -109,9 +112,21 @@ class Node(msgspec.Struct, frozen=True, gc=False, rename="pascal", kw_only=True)
 
     def pod_cidrs(self) -> tuple[Network, ...]:
         """All ranges this node gives to pods; RecordError when one is malformed."""
+        return tuple(cidr.network() for cidr in self._cidrs())
+
+    def pod_ranges(self) -> tuple[Range, ...]:
+        """The same as plain numbers."""
+        return tuple(cidr.range() for cidr in self._cidrs())
+
+    def addresses(self) -> tuple[str, ...]:
+        """Every address that readers take for this node or one of its helpers (health, ingress)."""
+        helpers = (self.ipv4_health_ip, self.ipv6_health_ip, self.ipv4_ingress_ip, self.ipv6_ingress_ip)
+        return tuple(ip for ip in (*(address.ip for address in self.ip_addresses or ()), *helpers) if ip)
+
+    def _cidrs(self) -> list[Cidr]:
         primary = (self.ipv4_alloc_cidr, self.ipv6_alloc_cidr)
         secondary = (self.ipv4_secondary_alloc_cidrs or ()) + (self.ipv6_secondary_alloc_cidrs or ())
-        return tuple(cidr.network() for cidr in (*primary, *secondary) if cidr is not None)
+        return [cidr for cidr in (*primary, *secondary) if cidr is not None]
 
     def preferred_ip(self, family: int = 4) -> str | None:
         """The address that other nodes send to: InternalIP, else ExternalIP, else any but the internal pod one."""
@@ -248,6 +263,7 @@ class ServiceExport(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_on
 Record = ClusterConfig | Node | AddressRecord | ServiceRecord | ServiceExport
 
 _encoder = msgspec.json.Encoder(order="deterministic")
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {}
 
 # Outside of strings none of these occurs in JSON.
 _GO_ESCAPES = (
@@ -271,8 +287,11 @@ def encode(record: Record) -> bytes:
 def decode(kind: type[T], raw: bytes) -> T:
     """Decode a value; RecordError names the field that is wrong. A field that is null counts as absent, as in Go."""
     try:
+        decoder: msgspec.json.Decoder[T] | None = _decoders.get(kind)
+        if decoder is None:
+            decoder = _decoders[kind] = msgspec.json.Decoder(kind)
         try:
-            return msgspec.json.decode(raw, type=kind)
+            return decoder.decode(raw)
         except msgspec.ValidationError:
             if b"null" not in raw:
                 raise
