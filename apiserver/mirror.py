@@ -442,8 +442,8 @@ class Mirror:
                         done.set()
                     await self._pace.spend(len(batch.events))
         finally:
-            if feed in self._feeds:
-                self._feeds.remove(feed)
+            self._proved = max(self._proved, feed.last_event)
+            self._feeds.remove(feed)
 
     async def _expect_canary(self, kind: Kind, canary: str, revision: int) -> None:
         """A list made again counts only if the peer had said by then that it is complete: an etcd may come back empty.

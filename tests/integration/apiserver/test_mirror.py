@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -30,6 +29,7 @@ from tests.integration.apiserver.exports import (
 )
 from tests.integration.etcd_process import EtcdProcess
 from tests.integration.waiting import eventually
+from tests.unit.apiserver.ranges import cidr
 
 pytestmark = pytest.mark.integration
 
@@ -50,7 +50,7 @@ async def mirroring(
     spec: PeerSpec | None = None,
 ) -> AsyncIterator[Mirror]:
     claims = Claims()
-    claims.hold("green", "green-1", [ip_network("10.7.1.0/24")], [ip_address("192.0.2.71")])
+    claims.hold("green", "green-1", [cidr("10.7.1.0/24"), cidr("192.0.2.71/32")])
     lease = Lease(own, 60, LEASE_ID)
     mirror = Mirror(
         spec or PeerSpec("red", cluster_id, (peer.endpoint,), strict),
