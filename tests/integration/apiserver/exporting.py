@@ -126,13 +126,15 @@ class Store:
 
 
 @asynccontextmanager
-async def exporting(kubernetes: Kubernetes, etcd: EtcdProcess, **options: Any) -> AsyncIterator[Health]:
+async def exporting(
+    kubernetes: Kubernetes, etcd: EtcdProcess, *, cluster: ClusterIdentity = RED, **options: Any
+) -> AsyncIterator[Health]:
     """An exporter at work, as the process runs it."""
     health = Health()
     connection = etcd.connection()
     lease = Lease(connection, 30, 0x636D_0000_0001)
     exporter = Exporter(
-        cluster=RED,
+        cluster=cluster,
         client=kubernetes.client,
         connection=connection,
         lease=lease,

@@ -212,7 +212,8 @@ async def test_the_process_gets_ready_and_stops_when_told(
     await kubernetes.namespace("clustermesh-system")
     await kubernetes.pod("web", "10.1.1.5")
     (port,) = free_ports(1)
-    async with process(kubernetes, etcd, f"--listen=127.0.0.1:{port}") as running, aiohttp.ClientSession() as session:
+    options = (f"--listen=127.0.0.1:{port}", "--no-endpoint-slices")
+    async with process(kubernetes, etcd, *options) as running, aiohttp.ClientSession() as session:
 
         async def is_ready() -> bool:
             try:
@@ -227,6 +228,8 @@ async def test_the_process_gets_ready_and_stops_when_told(
     assert running.returncode == 0, output.decode()
     assert b"Traceback" not in output
     assert await store.has(keys.address("10.1.1.5")), "what was exported outlives the process"
+    canaries = {kind for kind in keys.Kind if await store.has(keys.state_canary(kind, "red"))}
+    assert canaries == set(keys.Kind) - {keys.Kind.ENDPOINT_SLICES}
 
 
 async def test_a_port_in_use_ends_the_process_with_one_error(kubernetes: Kubernetes, etcd: EtcdProcess) -> None:
