@@ -1,12 +1,16 @@
 """Services and their endpoint slices on the way from Kubernetes to etcd."""
 
+import asyncio
 import json
 import logging
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from clustermesh.kube.objects import ENDPOINT_SLICES, NAMESPACES, SERVICES
+from clustermesh.kvstore.feed import Feed
+from clustermesh.tasks import end
 from clustermesh.wire import endpoint_slices, keys
 from clustermesh.wire.endpoint_slices import ClusterEndpointSlice, SliceEndpoint, SlicePort
 from clustermesh.wire.keys import Kind
@@ -117,6 +121,33 @@ async def test_services_and_slices_appear_change_and_vanish(
             return not await exported_keys(store)
 
         await eventually(nothing)
+
+
+async def test_an_address_comes_before_the_slice_that_leads_to_it_and_goes_after_it(
+    kubernetes: Kubernetes, etcd: EtcdProcess, store: Store
+) -> None:
+    await a_global_service(kubernetes)
+    await kubernetes.pod("web-5", "10.1.1.5")
+    address = keys.address("10.1.1.5")
+    order: list[str] = []
+
+    async def record() -> None:
+        async with aclosing(Feed(etcd.connection(), "cilium/state/").batches()) as batches:
+            async for batch in batches:
+                order.extend(event.key.decode() for event in batch.events)
+
+    recording = asyncio.create_task(record())
+    try:
+        async with exporting(kubernetes, etcd) as health:
+            await ready(health)
+            await eventually(lambda: {address, SERVICE, FIRST} <= set(order))
+            assert order.index(address) < min(order.index(SERVICE), order.index(FIRST))
+            order.clear()
+            await asyncio.gather(kubernetes.delete_pod("web-5"), kubernetes.slice("web-1", endpoint("10.1.1.6")))
+            await eventually(lambda: {address, SERVICE, FIRST} <= set(order))
+            assert order.index(address) > max(order.index(SERVICE), order.index(FIRST))
+    finally:
+        await end(recording)
 
 
 async def test_slices_of_a_namespace_that_is_not_global_are_not_exported(
