@@ -6,7 +6,11 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 from clustermesh.kvstore.auth import AuthAdmin
 from clustermesh.kvstore.connection import Connection, TlsFiles, TlsPem
@@ -45,12 +49,13 @@ class EtcdProcess:
         options: Sequence[str] = (),
         hosts: Sequence[str] = ("127.0.0.1",),
         namespace: str | None = None,
+        ca: CertificateAuthority | None = None,
     ) -> None:
         self.directory = directory
         self.data = directory / "data"
         self.hosts = list(hosts)
         self.namespace = namespace
-        self.ca = CertificateAuthority.create("red")
+        self.ca = ca or CertificateAuthority.create("red")
         self.ca_file = directory / "ca.crt"
         self.ca_file.write_bytes(self.ca.cert)
         self.options = list(options)
@@ -205,6 +210,22 @@ class EtcdProcess:
             await admin.ensure_user("root", ["root"])
             await admin.enable()
 
+    def expired(self, pem: bytes) -> bytes:
+        """A certificate of this etcd's CA, but of the day before yesterday."""
+        old = x509.load_pem_x509_certificate(pem)
+        now = datetime.now(UTC)
+        builder = x509.CertificateBuilder(
+            issuer_name=old.issuer,
+            subject_name=old.subject,
+            public_key=old.public_key(),
+            serial_number=old.serial_number,
+            not_valid_before=now - timedelta(days=2),
+            not_valid_after=now - timedelta(days=1),
+            extensions=list(old.extensions),
+        )
+        key = serialization.load_pem_private_key(self.ca.key, None)
+        return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)  # type: ignore[arg-type]
+
     async def revoke_lease(self, lease_id: int) -> None:
         """Take a lease and its keys away."""
         async with self.connection() as root:
@@ -218,10 +239,10 @@ class EtcdProcess:
 
 
 @asynccontextmanager
-async def running_etcd(directory: Path) -> AsyncIterator[EtcdProcess]:
+async def running_etcd(directory: Path, *, ca: CertificateAuthority | None = None) -> AsyncIterator[EtcdProcess]:
     """A running etcd whose files lie in `directory`, which is made; ended whatever happens."""
     directory.mkdir()
-    process = EtcdProcess(directory)
+    process = EtcdProcess(directory, ca=ca)
     try:
         await process.start()
         yield process

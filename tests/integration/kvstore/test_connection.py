@@ -2,12 +2,9 @@
 
 import asyncio
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 
 from clustermesh.kvstore.auth import AuthAdmin, Permission
 from clustermesh.kvstore.connection import Change, Connection, TlsPem
@@ -133,30 +130,13 @@ async def test_the_tls_failures_name_their_reason(etcd: EtcdProcess) -> None:
 
 async def test_expired_certificates_of_either_side_are_named(etcd: EtcdProcess) -> None:
     good = etcd.client_pem()
-    client = await failure(Connection([etcd.endpoint], TlsPem(good.ca, _expired(etcd, good.cert), good.key)))
+    client = await failure(Connection([etcd.endpoint], TlsPem(good.ca, etcd.expired(good.cert), good.key)))
     assert client.stage is Stage.TLS
     assert "expired" in client.message
-    etcd.server.cert.write_bytes(_expired(etcd, etcd.server.cert.read_bytes()))
+    etcd.server.cert.write_bytes(etcd.expired(etcd.server.cert.read_bytes()))
     server = await failure(etcd.connection())
     assert server.stage is Stage.TLS
     assert "the server's certificate has expired" in server.message
-
-
-def _expired(etcd: EtcdProcess, pem: bytes) -> bytes:
-    """The same certificate, but of the day before yesterday."""
-    old = x509.load_pem_x509_certificate(pem)
-    now = datetime.now(UTC)
-    builder = x509.CertificateBuilder(
-        issuer_name=old.issuer,
-        subject_name=old.subject,
-        public_key=old.public_key(),
-        serial_number=old.serial_number,
-        not_valid_before=now - timedelta(days=2),
-        not_valid_after=now - timedelta(days=1),
-        extensions=list(old.extensions),
-    )
-    key = serialization.load_pem_private_key(etcd.ca.key, None)
-    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)  # type: ignore[arg-type]
 
 
 async def test_unusable_credentials_are_an_error_of_ours(etcd: EtcdProcess, tmp_path: Path) -> None:
