@@ -161,7 +161,7 @@ class Mirror:
         self._changed = changed
         self._remote = Connection(peer.endpoints, tls, server_name=pki.server_name(peer.name))
         self._lease = lease
-        self._writer = Writer(own, lease)
+        self._writer = Writer(own, lease, changed=changed)
         self._copy = _Copy(peer.name, self._writer, self._records_moved)
         self._admission = Admission(
             Claimant(peer.name, peer.cluster_id, cluster.numbering),

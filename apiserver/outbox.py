@@ -39,7 +39,7 @@ class Outbox:
     """Its claim on health is `etcd`: whether what is handed in gets there."""
 
     def __init__(self, cluster: str, connection: Connection, lease: Lease, health: Health, metrics: Metrics) -> None:
-        self.writers = {kind: Writer(connection, lease) for kind in Kind}
+        self.writers = {kind: Writer(connection, lease, changed=self._tell) for kind in Kind}
         self._cluster = cluster
         self._lease = lease
         self._health = health
@@ -55,6 +55,10 @@ class Outbox:
         async with asyncio.TaskGroup() as tasks:
             for writer in self.writers.values():
                 tasks.create_task(writer.run())
+
+    def _tell(self) -> None:
+        error = next((writer.error for writer in self.writers.values() if writer.error is not None), None)
+        self._health.set("etcd", error is None, str(error or ""))
 
     def set(self, kind: Kind, key: str, value: bytes | None) -> None:
         """A record of a kind that stands in one place; None: it must not be there."""

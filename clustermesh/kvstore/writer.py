@@ -9,7 +9,7 @@ noted, but several transactions travel at once: whoever needs one write before a
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from operator import itemgetter
 
@@ -43,10 +43,17 @@ class Writer:
 
     max_ops: operations a transaction, fewer once etcd refuses that many; in_flight: transactions at a time.
     rejected: keys whose value etcd will never take, with the reason, until they are put or deleted again.
+    error: why writes wait now. changed: called when that begins, ends or is something else.
     """
 
     def __init__(
-        self, connection: Connection, lease: Lease | None, *, max_ops: int = MAX_OPS, in_flight: int = 4
+        self,
+        connection: Connection,
+        lease: Lease | None,
+        *,
+        max_ops: int = MAX_OPS,
+        in_flight: int = 4,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.error: KvError | None = None
         self.rejected: dict[bytes, KvError] = {}
@@ -54,6 +61,7 @@ class Writer:
         self._lease = lease
         self._max_ops = max_ops
         self._in_flight = in_flight
+        self._changed = changed
         self._wanted: dict[bytes, bytes] = {}
         # Found in etcd and not claimed by a put yet; None: there, but not under our lease.
         self._adopted: dict[bytes, bytes | None] = {}
@@ -257,7 +265,8 @@ class Writer:
             self._work.set()
         if self.error is not None:
             log.info("writing again")
-        self.error = None
+            self.error = None
+            self._changed()
         self._wake_waiters()
 
     def _put_back(self, load: dict[bytes, Turn]) -> None:
@@ -268,9 +277,10 @@ class Writer:
         self._work.set()
 
     def _failed(self, error: KvError, load: Iterable[bytes]) -> None:
-        if self.error is None or self.error.stage is not error.stage:
+        before, self.error = self.error, error
+        if before is None or before.stage is not error.stage:
             log.warning("%d writes wait: %s", len(self), error)
-        self.error = error
+            self._changed()
         if error.stage is Stage.LEASE and self._lease is not None:
             self._lease.suspect()
         if error.stage in _TELL:

@@ -1,6 +1,8 @@
 """A real etcd for tests: TLS, client certificates, a data directory of its own, and ways to hurt it."""
 
 import asyncio
+import contextlib
+import itertools
 import shutil
 import signal
 import socket
@@ -203,6 +205,25 @@ class EtcdProcess:
             await root.compact(revision, physical=True)
             return revision
 
+    async def fill(self) -> None:
+        """Write junk until etcd takes nothing any more. It has to be started with a small --quota-backend-bytes."""
+        async with self.connection() as root:
+            with contextlib.suppress(KvError):
+                for number in itertools.count():
+                    await root.put(f"junk/{number}", bytes(500_000))
+            assert "NOSPACE" in " ".join((await root.status()).alarms)
+
+    async def make_room(self) -> None:
+        """What an operator does about it: throw away, compact, defragment, disarm."""
+        async with self.connection() as root:
+            await root.delete_prefix("junk/")
+            await root.compact(await root.current_revision(), physical=True)
+            await root.unary(lambda session: session.maintenance.Defragment, pb.DefragmentRequest())
+            armed = await root.unary(lambda session: session.maintenance.Alarm, pb.AlarmRequest())
+            for alarm in armed.alarms:
+                disarm = pb.AlarmRequest(action=pb.AlarmRequest.DEACTIVATE, memberID=alarm.memberID, alarm=alarm.alarm)
+                await root.unary(lambda session: session.maintenance.Alarm, disarm)
+
     async def enable_auth(self) -> None:
         """Turn on users and roles; afterwards only CN root may do everything."""
         async with self.connection() as root:
@@ -239,10 +260,12 @@ class EtcdProcess:
 
 
 @asynccontextmanager
-async def running_etcd(directory: Path, *, ca: CertificateAuthority | None = None) -> AsyncIterator[EtcdProcess]:
+async def running_etcd(
+    directory: Path, *, ca: CertificateAuthority | None = None, options: Sequence[str] = ()
+) -> AsyncIterator[EtcdProcess]:
     """A running etcd whose files lie in `directory`, which is made; ended whatever happens."""
     directory.mkdir()
-    process = EtcdProcess(directory, ca=ca)
+    process = EtcdProcess(directory, ca=ca, options=options)
     try:
         await process.start()
         yield process
