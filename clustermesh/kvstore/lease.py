@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 # Renewing costs etcd next to nothing, and it is also how a lost store is noticed: at least this often, in seconds.
 LONGEST_INTERVAL = 10.0
 
+# Nobody here asks for less than so many seconds, but in tests.
+SHORTEST_TTL = 25
+
 
 class Lease:
     """One lease; run() keeps it alive.
@@ -96,13 +99,14 @@ class Lease:
         if self._id:
             lease_id, self._id = self._id, 0
             self._granted.clear()
-            try:
-                await self._connection.unary(
-                    lambda session: session.lease.LeaseRevoke, pb.LeaseRevokeRequest(ID=lease_id)
-                )
-            except KvError as error:
-                if error.stage is not Stage.LEASE:
-                    raise
+            await self._end(lease_id)
+
+    async def _end(self, lease_id: int) -> None:
+        try:
+            await self._connection.unary(lambda session: session.lease.LeaseRevoke, pb.LeaseRevokeRequest(ID=lease_id))
+        except KvError as error:
+            if error.stage is not Stage.LEASE:
+                raise
 
     async def _rest(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -138,6 +142,11 @@ class Lease:
         request = pb.LeaseTimeToLiveRequest(ID=self._wanted_id)
         answer = await self._connection.unary(lambda session: session.lease.LeaseTimeToLive, request)
         if answer.TTL <= 0:
+            return 0
+        if answer.grantedTTL < min(self._ttl, SHORTEST_TTL):
+            # etcd lets any client grant leases, and our number is easily guessed.
+            log.warning("lease %x: somebody else granted it, for %d s: it is ended", self._wanted_id, answer.grantedTTL)
+            await self._end(self._wanted_id)
             return 0
         self._id = self._wanted_id
         if not await self._renew():
