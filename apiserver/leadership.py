@@ -160,6 +160,7 @@ class Election:
         self._moved = asyncio.Event()
         self._held: Lease | None = None
         self._problem = ""
+        self._leader = ""  # whom we wait for
         health.set(_CLAIM, False, "the Lease has not been read yet")
 
     async def win(self) -> None:
@@ -230,7 +231,13 @@ class Election:
         if not self._free():
             self._said("")
             self._health.set(_CLAIM, True)
-            self._health.note(_CLAIM, f"standby: leader is {_spec(lease).holder_identity}")
+            self._waits_for(_spec(lease).holder_identity or "")
+
+    def _waits_for(self, leader: str) -> None:
+        if leader != self._leader:
+            log.info("standby: leader is %s", leader)
+        self._leader = leader
+        self._health.note(_CLAIM, f"standby: leader is {leader}")
 
     def _free(self) -> bool:
         return self._seen is not None and self._wait() <= 0

@@ -44,8 +44,11 @@ def testbed() -> None:
 @_name
 @click.option("--clusters", default="red,green", show_default=True, metavar="NAMES", help="Comma separated.")
 @click.option("--nodes", default=2, show_default=True, metavar="N", help="Nodes of each cluster.")
+@click.option(
+    "--apiservers", default=1, show_default=True, metavar="N", help="API servers of each cluster, of which one leads."
+)
 @global_options
-def up_command(settings: Settings, name: str, clusters: str, nodes: int) -> None:
+def up_command(settings: Settings, name: str, clusters: str, nodes: int, apiservers: int) -> None:
     """Start clusters, each with etcd, Kubernetes API, clustermesh API server and an agent on every node."""
     # Dear to load, and the other commands do not need it.
     from clustermesh.testbed.up import up
@@ -53,7 +56,7 @@ def up_command(settings: Settings, name: str, clusters: str, nodes: int) -> None
     output = settings.output()
     begin = time.monotonic()
     names = [cluster.strip() for cluster in clusters.split(",")]
-    fresh = asyncio.run(_until_told_to_end(up(name, names, nodes, output.good)))
+    fresh = asyncio.run(_until_told_to_end(up(name, names, nodes, output.good, api_servers=apiservers)))
     path = StateDirectory(name).kubeconfig
     if fresh:
         output.line(f"Testbed {name} is up in {time.monotonic() - begin:.1f} s. Contexts: {', '.join(names)}.")

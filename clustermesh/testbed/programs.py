@@ -100,10 +100,12 @@ class Programs:
         arguments = [str(self._directory.path), cluster.name]
         return self._python(f"{cluster.name}/kubelet", None, "clustermesh.testbed.kubelet", arguments)
 
-    def api_server(self, cluster: Cluster) -> Spec:
+    def api_server(self, cluster: Cluster, node: Node) -> Spec:
+        """The replica on that node."""
+        replica = "" if node is cluster.first else f"-{cluster.nodes.index(node) + 1}"
         return self._python(
-            f"{cluster.name}/apiserver",
-            cluster.first,
+            f"{cluster.name}/apiserver{replica}",
+            node,
             "apiserver.main",
             [
                 f"--cluster-name={cluster.name}",
@@ -111,7 +113,7 @@ class Programs:
                 f"--kubeconfig={self._directory.kubeconfig}",
                 f"--context={cluster.name}",
                 *self._etcd(cluster, credentials.API_SERVER),
-                f"--listen={cluster.first.address}:{API_SERVER_PORT}",
+                f"--listen={node.address}:{API_SERVER_PORT}",
             ],
         )
 

@@ -17,6 +17,7 @@ class Record(msgspec.Struct, frozen=True):
     clusters: tuple[str, ...]
     nodes: int
     ready: bool = False
+    api_servers: int = 1  # of each cluster
 
     @property
     def topology(self) -> Topology:

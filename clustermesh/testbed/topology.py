@@ -134,7 +134,7 @@ def check_testbed_name(name: str) -> None:
         )
 
 
-def check(name: str, clusters: Sequence[str], nodes: int) -> None:
+def check(name: str, clusters: Sequence[str], nodes: int, api_servers: int = 1) -> None:
     """TestbedError unless the names and counts make a testbed."""
     check_testbed_name(name)
     if not 1 <= len(clusters) <= MAX_CLUSTERS:
@@ -149,6 +149,8 @@ def check(name: str, clusters: Sequence[str], nodes: int) -> None:
             raise TestbedError(f"cluster name {cluster!r} is given twice: clusters of a mesh need different names")
     if not 1 <= nodes <= MAX_NODES:
         raise TestbedError(f"{nodes} nodes asked for: a cluster has 1 to {MAX_NODES} (--nodes)")
+    if not 1 <= api_servers <= nodes:
+        raise TestbedError(f"{api_servers} API servers asked for: one to as many as there are nodes (--apiservers)")
 
 
 def free_slot(taken: Sequence[int], routes: Sequence[str]) -> int:

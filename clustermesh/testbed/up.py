@@ -11,6 +11,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
 from clustermesh.kube.errors import KubeError
 from clustermesh.testbed import (
     credentials,
@@ -34,20 +36,20 @@ _DEATHS = 3  # of a process that is waited for, until it is given up
 Say = Callable[[str], None]
 
 
-async def up(name: str, clusters: Sequence[str], nodes: int, say: Say) -> bool:
+async def up(name: str, clusters: Sequence[str], nodes: int, say: Say, *, api_servers: int = 1) -> bool:
     """False when this very testbed is up already. TestbedError when it cannot be; then nothing of the attempt is left.
 
     `say` is told of each step that is done.
     """
-    topology.check(name, clusters, nodes)
+    topology.check(name, clusters, nodes, api_servers)
     machine.check_rights()
-    record = _claim(name, tuple(clusters), nodes)
+    record = _claim(name, tuple(clusters), nodes, api_servers)
     if record is None:
         return False
     try:
         machine.check(name)
-        await Builder(record.topology, StateDirectory(name), say).build()
-        StateDirectory(name).save(Record(name, record.slot, record.clusters, nodes, ready=True))
+        await Builder(record.topology, StateDirectory(name), say, api_servers=api_servers).build()
+        StateDirectory(name).save(msgspec.structs.replace(record, ready=True))
     except (KubeError, OSError) as error:
         destroy(name)
         raise TestbedError(f"testbed {name!r} could not be built: {error}") from error
@@ -60,10 +62,11 @@ async def up(name: str, clusters: Sequence[str], nodes: int, say: Say) -> bool:
 class Builder:
     """Builds one testbed in its empty state directory."""
 
-    def __init__(self, plan: Topology, directory: StateDirectory, say: Say) -> None:
+    def __init__(self, plan: Topology, directory: StateDirectory, say: Say, *, api_servers: int = 1) -> None:
         self._plan = plan
         self._directory = directory
         self._say = say
+        self._api_servers = api_servers
         self._driver = netns.NetnsDriver(plan)
         self._programs = Programs(plan.name, directory, self._driver)
 
@@ -144,9 +147,13 @@ class Builder:
             self._start(self._programs.agent(cluster, node), f"http://{node.address}:{AGENT_PORT}/readyz", None)
             for node in cluster.nodes
         ]
-        server = self._programs.api_server(cluster)
-        url = f"http://{cluster.first.address}:{API_SERVER_PORT}/readyz"
-        await asyncio.gather(self._start(server, url, None), *agents)
+        servers = [
+            self._start(
+                self._programs.api_server(cluster, node), f"http://{node.address}:{API_SERVER_PORT}/readyz", None
+            )
+            for node in cluster.nodes[: self._api_servers]
+        ]
+        await asyncio.gather(*servers, *agents)
 
     async def _start(self, spec: Spec, url: str, tls: ssl.SSLContext | None) -> None:
         await self._ask(Request(Verb.START, spec=spec))
@@ -170,7 +177,7 @@ class Builder:
         return context
 
 
-def _claim(name: str, clusters: tuple[str, ...], nodes: int) -> Record | None:
+def _claim(name: str, clusters: tuple[str, ...], nodes: int, api_servers: int) -> Record | None:
     """Take the name and a slot; None when the very same testbed is up."""
     remedy = f"end it with 'clustermesh testbed down --name {name}' first, or give another --name"
     directory = StateDirectory(name)
@@ -179,10 +186,10 @@ def _claim(name: str, clusters: tuple[str, ...], nodes: int) -> Record | None:
         if present is not None:
             if not supervisor.running(directory.path):
                 raise TestbedError(f"testbed {name!r} is there but does not run: {remedy}")
-            if (present.clusters, present.nodes) != (clusters, nodes):
+            if (present.clusters, present.nodes, present.api_servers) != (clusters, nodes, api_servers):
                 raise TestbedError(
-                    f"testbed {name!r} is up with clusters {','.join(present.clusters)} "
-                    f"and {present.nodes} nodes each: {remedy}"
+                    f"testbed {name!r} is up with clusters {','.join(present.clusters)}, "
+                    f"{present.nodes} nodes and {present.api_servers} API servers each: {remedy}"
                 )
             if not present.ready:
                 raise TestbedError(f"testbed {name!r} is being started: {remedy}")
@@ -190,7 +197,8 @@ def _claim(name: str, clusters: tuple[str, ...], nodes: int) -> Record | None:
         if namespaces.named(topology.namespace_prefix(name)):
             raise TestbedError(f"network namespaces of a former testbed {name!r} are left: {remedy}")
         taken = [record.slot for other in all_directories() if (record := other.load()) is not None]
-        record = Record(name, topology.free_slot(taken, _host_routes()), clusters, nodes)
+        slot = topology.free_slot(taken, _host_routes())
+        record = Record(name, slot, clusters, nodes, api_servers=api_servers)
         directory.path.mkdir(parents=True, exist_ok=True)
         directory.save(record)
         return record

@@ -31,7 +31,7 @@ def test_up_and_down_leave_nothing(bench: Bench) -> None:
     assert "up already" in bench.succeed("up", "--clusters", "red", "--nodes", "2")
     other = bench.run("up", "--clusters", "red,green", "--nodes", "2")
     assert other.returncode == 1
-    assert "is up with clusters red and 2 nodes each" in other.stderr
+    assert "is up with clusters red, 2 nodes and 1 API servers each" in other.stderr
 
     bench.succeed("down")
     assert bench.left_behind() == {}

@@ -60,6 +60,12 @@ def test_an_invalid_testbed_name_is_named(name: str) -> None:
         topology.check(name, ["red"], 1)
 
 
+@pytest.mark.parametrize("api_servers", [0, 3])
+def test_every_api_server_needs_a_node(api_servers: int) -> None:
+    with pytest.raises(TestbedError, match="--apiservers"):
+        topology.check("x", ["red"], 2, api_servers)
+
+
 def test_a_slot_is_free_when_neither_testbed_nor_route_of_the_host_has_its_network() -> None:
     assert topology.free_slot([0, 2], ["10.129.7.0/24", "192.0.2.0/24"]) == 3
 
