@@ -421,7 +421,9 @@ async def test_changes_one_by_one_lead_where_a_fresh_start_leads(
         if record is not None:
             fresh.feed(cluster, kind, of(cluster, kind, tail, record))
     assert await world.kernel() == await fresh.kernel()
-    assert world.pods.keys() == fresh.pods.keys() or restart_at <= len(steps)
+    # A node whose record went keeps its pods, which go on running; an agent that starts then knows of none.
+    if fresh.mesh.own_node is not None and restart_at > len(steps):
+        assert world.pods.keys() == fresh.pods.keys()
     assert_sound(await world.kernel())
 
 
