@@ -66,6 +66,7 @@ class Metrics:
             ("resource",),
             registry=self.registry,
         )
+        self.leading = Gauge(f"{_PREFIX}_leader", "1 while this replica leads", registry=self.registry)
         self.synced = Gauge(
             f"{_PREFIX}_initial_export_completed",
             "1 once everything found at the start is in etcd",

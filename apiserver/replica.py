@@ -6,8 +6,6 @@ import os
 import socket
 from dataclasses import dataclass
 
-from prometheus_client import Gauge
-
 from apiserver.cluster import ClusterIdentity
 from apiserver.exporter import Exporter
 from apiserver.exposure import ExposureCheck
@@ -70,9 +68,6 @@ class Replica:
         self._options = options
         self._health = Health()
         self._metrics = Metrics()
-        self._leading = Gauge(
-            "clustermesh_apiserver_leader", "1 while this replica leads", registry=self._metrics.registry
-        )
 
     async def run(self) -> None:
         options = self._options
@@ -148,7 +143,7 @@ class Replica:
             cluster=options.cluster, client=client, connection=connection, lease=lease, users=users, health=health
         )
         metrics.watch_peers(peers.figures)
-        self._leading.set(1)
+        metrics.leading.set(1)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(lease.run())
             tasks.create_task(exporter.run())

@@ -5,7 +5,11 @@ from pathlib import Path
 
 from prometheus_client import generate_latest
 
+from apiserver.exposure import ExposureCheck
+from apiserver.health import Health
 from apiserver.metrics import Metrics, PeerFigures
+from apiserver.revocation import Cutter
+from clustermesh.kvstore.connection import Connection
 from clustermesh.wire.keys import Kind
 
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
@@ -45,6 +49,9 @@ def test_each_peer_has_its_figures() -> None:
 def test_every_metric_is_documented_and_no_other() -> None:
     metrics = Metrics()
     metrics.watch_peers(list)
+    etcd = "http://127.0.0.1:2379"
+    Cutter(Connection([etcd], None), [etcd], metrics.registry)
+    ExposureCheck([etcd], None, Health(), metrics.registry)
     served = set(re.findall(r"^# TYPE (clustermesh_apiserver_\w+)", generate_latest(metrics.registry).decode(), re.M))
     documented = set(re.findall(r"`(clustermesh_apiserver_\w+)", PAGE.read_text()))
     assert {name for name in served if not name.endswith("_created")} == documented
