@@ -189,22 +189,31 @@ class Connection:
 
         Raises KvError(REPLACED) if another store answers between pages.
         """
-        answer = await self.range_raw(start, end, limit=page, revision=0)
+        answer, asked = await self._page(start, end, page, 0)
         header = answer.header
         while answer.more:
-            ahead = asyncio.create_task(
-                self.range_raw(successor(answer.kvs[-1].key), end, limit=page, revision=header.revision)
-            )
+            following, limit = successor(answer.kvs[-1].key), min(page, 2 * asked)
+            ahead = asyncio.create_task(self._page(following, end, limit, header.revision))
             try:
                 yield answer
             except GeneratorExit:
                 ahead.cancel()
                 await asyncio.gather(ahead, return_exceptions=True)
                 raise
-            answer = await ahead
+            answer, asked = await ahead
             if answer.header.cluster_id != header.cluster_id:
                 raise KvError(Stage.REPLACED, "another etcd cluster answers within a list", self.endpoint)
         yield answer
+
+    async def _page(self, start: bytes, end: bytes | None, limit: int, revision: int) -> tuple[Any, int]:
+        """A range of at most `limit` keys, or of fewer if they make too large an answer, and how many it was then."""
+        while True:
+            try:
+                return await self.range_raw(start, end, limit=limit, revision=revision), limit
+            except KvError as error:
+                if error.stage is not Stage.TOO_LARGE or limit == 1:
+                    raise
+                limit = max(1, limit // 8)
 
     async def count(self, prefix: Key) -> int:
         """How many keys there are under a prefix."""

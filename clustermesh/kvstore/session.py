@@ -19,8 +19,11 @@ from clustermesh.kvstore.errors import KvError, Stage
 from clustermesh.kvstore.rpc import etcd_pb2_grpc
 from clustermesh.kvstore.tls import TlsPem, client_context
 
+# Bytes of an answer, ten times what a page of ordinary records takes. A page that would be larger is read in pieces.
+LARGEST_ANSWER = 32 << 20
+
 _OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", LARGEST_ANSWER),
     ("grpc.max_send_message_length", -1),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
