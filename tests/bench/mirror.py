@@ -116,12 +116,14 @@ async def _stages(directory: Path, peer: EtcdProcess, own: EtcdProcess, size: Si
     aims = AIMS if size is FULL else NO_AIMS
     note = f"{size.records:,} records"
     results.append(_aimed("mirror: from empty to complete", first["seconds"], "s", aims.bootstrap, note))
+    results.append(Result("mirror: its processor time of that", round(first["busy"], 2), "s"))
     results.append(_aimed("mirror: most memory, from empty", first["peak"] / 1e6, "MB", aims.mirror_megabytes))
     async with _child("mirror", *sides, *mine) as mirror:
         again = await mirror.ask("report")
         results.append(
             _aimed("mirror: own restart to complete", again["seconds"], "s", aims.restart, "with the process's start")
         )
+        results.append(Result("mirror: its processor time of a restart", round(again["busy"], 2), "s"))
         results.append(_aimed("mirror: most memory, restart", again["peak"] / 1e6, "MB", aims.mirror_megabytes))
         results.append(
             Result("mirror: memory a record", round(again["held"] / size.records), "bytes", note="above an idle mirror")
@@ -358,7 +360,7 @@ async def _mirror(peer: tuple[str, TlsFiles], own: tuple[str, TlsFiles], started
         tasks.create_task(mirror.run())
         tasks.create_task(_sample(mirror, queue))
         await until(lambda: mirror.current >= frozenset(DATAPATH_KINDS))
-        seconds = time.monotonic() - started
+        seconds, busy = time.monotonic() - started, time.process_time()
         async for question in _Questions():
             match question[0]:
                 case "clear":
@@ -369,7 +371,7 @@ async def _mirror(peer: tuple[str, TlsFiles], own: tuple[str, TlsFiles], started
                     say(json.dumps({"middle": middle, "late": late, "least": min(queue), "most": max(queue)}))
                 case _:
                     gc.collect()
-                    say(json.dumps({"seconds": seconds, "peak": _peak(), "held": resident() - before}))
+                    say(json.dumps({"seconds": seconds, "busy": busy, "peak": _peak(), "held": resident() - before}))
 
 
 async def _sample(mirror: Mirror, queue: list[int]) -> None:
