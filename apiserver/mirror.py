@@ -45,6 +45,7 @@ GREETING = 4.0
 PULSE = 1.5
 HEARTBEAT_LIMIT = 150.0
 _RETRY_LIMIT = 15.0
+_PORTION = 1000  # records that are judged at a stretch: some milliseconds
 # Seconds between two lists of a kind that are made because refused records were forgotten.
 LIST_AGAIN = 60.0
 
@@ -425,20 +426,22 @@ class Mirror:
 
     async def _read(self, kind: Kind, paths: _Paths, done: asyncio.Event, config: ClusterConfig) -> None:
         prefix = paths.prefixes[kind]
-        feed = self._feed(prefix, lists=self._lists_in_turn)
-        listed = False
-        self._admission.begin(kind)
+        # The admission knows what there is: the feed need not know it as well.
+        feed = self._feed(prefix, remember=False, lists=self._lists_in_turn)
+        again = False
         try:
             async with aclosing(feed.batches()) as batches:
                 async for batch in batches:
-                    if listed and batch.synced and config.capabilities.synced_canaries:
+                    if batch.starts:
+                        self._admission.begin(kind)
+                    if again and batch.synced and config.capabilities.synced_canaries:
                         await self._expect_canary(kind, paths.canaries[kind], batch.revision)
-                    self._take(kind, feed, batch)
+                    await self._take(kind, len(prefix), batch)
                     await self._writer.room()
-                    self._lists[kind] += batch.synced
-                    if not listed and batch.synced:
+                    if batch.synced:
+                        self._lists[kind] += 1
+                        again = True
                         await self._complete(kind)
-                        listed = True
                         done.set()
                     await self._pace.spend(len(batch.events))
         finally:
@@ -456,13 +459,15 @@ class Mirror:
                 "synced", f"{self._peer.name} is filling its etcd again: waiting until its {kind} are there"
             )
 
-    def _take(self, kind: Kind, feed: Feed, batch: Batch) -> None:
-        """Let in what a batch brings."""
-        skip, take = len(feed.prefix), self._admission.take
-        for event in batch.events:
-            if not take(kind, event.key[skip:], event.value):
-                feed.forget(event.key)
-        self._admission.finish()
+    async def _take(self, kind: Kind, skip: int, batch: Batch) -> None:
+        """Let in what a batch brings, in portions: others have their turn in between."""
+        take = self._admission.take
+        for portion in range(0, len(batch.events), _PORTION):
+            if portion:
+                await asyncio.sleep(0)
+            for key, value, _ in batch.events[portion : portion + _PORTION]:
+                take(kind, key[skip:], value)
+            self._admission.finish()
         self._events[kind] += len(batch.events)
         if batch.events:
             self._records_moved()
@@ -472,7 +477,7 @@ class Mirror:
         self._changed()
 
     async def _complete(self, kind: Kind) -> None:
-        """The first list of a session is in: what is not in it goes, then the agents may trust it."""
+        """A list is in: what is not in it goes, then the agents may trust it."""
         self._admission.complete(kind)
         self._admission.finish()
         self._writer.prune(keys.cache_prefix(kind, self._peer.name))
@@ -500,9 +505,15 @@ class Mirror:
         return None if error is None else _own_etcd(error)
 
     def _feed(
-        self, prefix: str, *, exact: bool = False, lists: asyncio.Lock | None = None, progress: float = 5.0
+        self,
+        prefix: str,
+        *,
+        exact: bool = False,
+        remember: bool = True,
+        lists: asyncio.Lock | None = None,
+        progress: float = 5.0,
     ) -> Feed:
-        feed = Feed(self._remote, prefix, exact=exact, lists=lists, progress=progress)
+        feed = Feed(self._remote, prefix, exact=exact, remember=remember, lists=lists, progress=progress)
         self._feeds.append(feed)
         return feed
 

@@ -57,16 +57,16 @@ class Event(NamedTuple):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Changes in order, each revision whole. synced is true exactly on the batch that completes a list.
+    """Changes in order, each revision whole. starts and synced are true on the batches that begin and complete a list.
 
-    revision: the store's revision that these events lead to (for a list: the one it is pinned to, reached when synced).
-    listed: part of a list.
+    A list that fails on its way starts anew. revision: the store's revision that these events lead to (for a list: the
+    one it is pinned to, reached when synced).
     """
 
     events: list[Event]
     revision: int
     synced: bool = False
-    listed: bool = False
+    starts: bool = False
 
 
 class FeedState(StrEnum):
@@ -140,11 +140,6 @@ class Feed:
                 self._note_failure(error)
                 await asyncio.sleep(backoff.next() + (0.0 if self._next else random.uniform(0.0, _SPREAD)))
 
-    def forget(self, key: bytes) -> None:
-        """Remember a key no longer that its consumer did not keep: the next list brings it again, and its deletion is
-        not told."""
-        self._known.pop(key, None)
-
     def _note_failure(self, error: KvError) -> None:
         if self.state is FeedState.WATCHING and error.stage in _PASSING:
             log.debug("feed %s: %s", self.prefix, error)
@@ -171,6 +166,7 @@ class Feed:
         revision = 0
         stale = set(self._known)
         events: list[Event] = []
+        starts = True
         self._recent.clear()
         async with aclosing(self._connection.pages(self._start, self._end, page=self._page)) as pages:
             async for response in pages:
@@ -181,13 +177,14 @@ class Feed:
                         self._cluster_id = response.header.cluster_id
                         self._distrust()
                 if events:
-                    yield Batch(events, revision, listed=True)
+                    yield Batch(events, revision, starts=starts)
+                    starts = False
                 events = self._listed(response.kvs, stale)
         for key in stale:
             del self._known[key]
             events.append(Event(key, None, revision))
         self._next = revision + 1
-        yield Batch(events, revision, synced=True, listed=True)
+        yield Batch(events, revision, synced=True, starts=starts)
 
     def _listed(self, kvs: Any, stale: set[bytes]) -> list[Event]:
         """The new and changed ones of a page; all of them are no longer stale."""

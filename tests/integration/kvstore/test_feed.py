@@ -316,7 +316,7 @@ async def test_a_feed_without_memory_brings_every_list_in_full(etcd: EtcdProcess
     async with aclosing(Feed(etcd.connection(), PREFIX, remember=False, page=4).batches()) as batches:
         first = [await anext(batches) for _ in range(3)]
         assert [len(batch.events) for batch in first] == [4, 4, 2]
-        assert [(batch.listed, batch.synced) for batch in first] == [(True, False), (True, False), (True, True)]
+        assert [(batch.starts, batch.synced) for batch in first] == [(True, False), (False, False), (False, True)]
         # The watch is not open yet: it comes too late for what is compacted now.
         await kv.delete(f"{PREFIX}000004")
         await write(kv, range(1), b"changed")
@@ -328,7 +328,7 @@ async def test_a_feed_without_memory_brings_every_list_in_full(etcd: EtcdProcess
         await kv.delete(f"{PREFIX}000005")
         async with asyncio.timeout(PATIENCE):
             change = await anext(batches)
-        assert (change.listed, [event.value for event in change.events]) == (False, [None])
+        assert (change.starts, [event.value for event in change.events]) == (False, [None])
 
 
 async def test_feeds_that_share_a_turn_list_one_after_another(etcd: EtcdProcess) -> None:
