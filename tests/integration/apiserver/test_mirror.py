@@ -182,8 +182,8 @@ async def test_a_peer_that_is_down_loses_nothing_and_catches_up(etcd: EtcdProces
         await until_synced(mirror)
         before = await cache(mine)
         await etcd.kill()
-        await eventually(lambda: mirror.view().state == "failed")
-        assert mirror.view().stage == "tcp"
+        await eventually(lambda: mirror.view().stage == "tcp")
+        assert mirror.view().state == "failed"
         assert await cache(mine) == before
         await etcd.start()
         await kv.delete(keys.service("red", "default", "echo"))
