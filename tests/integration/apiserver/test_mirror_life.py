@@ -1,16 +1,12 @@
 """What a mirror goes through in its life: peers that change, vanish and are replaced, an own etcd in trouble."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import grpc
 import pytest
 
 from clustermesh.kvstore.auth import AuthAdmin, Permission
 from clustermesh.kvstore.connection import Connection
-from clustermesh.kvstore.errors import KvError
 from clustermesh.wire import keys, records
 from clustermesh.wire.keys import DATAPATH_KINDS, Kind
 from clustermesh.wire.records import Capabilities, ClusterConfig
@@ -200,52 +196,6 @@ async def test_an_own_etcd_that_refuses_is_told_and_served_once_it_takes_writes(
         await until_cached(own.connection(), "cilium/cache/ip/v1/red/10.5.1.8", address("10.5.1.8"))
         await eventually(lambda: mirror.view().state == "connected")
         assert not any(mirror.figures().relists.values())
-
-
-@asynccontextmanager
-async def filled_up(directory: Path) -> AsyncIterator[EtcdProcess]:
-    """An etcd whose space quota is used up, with the ballast that fills it."""
-    small = EtcdProcess(directory, options=["--quota-backend-bytes=16777216"])
-    try:
-        await small.start()
-        kv = small.connection()
-        with pytest.raises(KvError):
-            for number in range(40):
-                await kv.put(f"ballast/{number}", b"x" * 1_000_000)
-        yield small
-    finally:
-        await small.close()
-
-
-async def test_a_full_own_etcd_is_told_and_filled_once_it_has_room(etcd: EtcdProcess, tmp_path: Path) -> None:
-    await export(await restricted(etcd))
-    async with filled_up(tmp_path) as small, mirroring(etcd, small.connection()) as mirror:
-        await eventually(lambda: mirror.view().stage == "own-etcd")
-        assert "space" in mirror.view().message
-        await make_room(small)
-        await until_synced(mirror)
-        assert len(await cache(small.connection())) == 4
-
-
-async def make_room(etcd: EtcdProcess) -> None:
-    """What an operator does with etcdctl: delete, compact, defragment, disarm."""
-    kv = etcd.connection()
-    await kv.delete_prefix("ballast/")
-    await etcd.compact()
-    pem = etcd.client_pem()
-    credentials = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.cert)
-    async with grpc.aio.secure_channel(f"127.0.0.1:{etcd.port}", credentials) as channel:
-        await channel.unary_unary("/etcdserverpb.Maintenance/Defragment")(b"")
-        await channel.unary_unary("/etcdserverpb.Maintenance/Alarm")(_disarm((await kv.status()).leader))
-
-
-def _disarm(member: int) -> bytes:
-    """AlarmRequest{action: DEACTIVATE, memberID: member, alarm: NOSPACE}, which our part of the API leaves out."""
-    digits = bytearray()
-    while member > 0x7F:
-        digits.append(member & 0x7F | 0x80)
-        member >>= 7
-    return b"\x08\x02\x10" + bytes([*digits, member]) + b"\x18\x01"
 
 
 async def test_a_slow_own_etcd_holds_up_the_reading_and_loses_nothing(etcd: EtcdProcess, own: EtcdProcess) -> None:
