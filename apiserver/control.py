@@ -79,6 +79,7 @@ class ControlKeys:
             key = keys.state_canary(kind, self._cluster.name)
             while not lost.is_set():
                 try:
+                    await self._writer.flush()  # the configuration says what to look for
                     await self._connection.put(key, _now(), await self._lease.granted())
                     break
                 except KvError as error:

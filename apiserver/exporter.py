@@ -47,6 +47,7 @@ from clustermesh.kube.objects import (
     Node,
     Pod,
     Resource,
+    ServiceExport,
 )
 from clustermesh.kube.optional import LOOK, OptionalReflector
 from clustermesh.kube.reflector import Backoff, KubeBatch, Phase, Reflector, ReflectorState
@@ -212,12 +213,14 @@ class Exporter:
             on_state=lambda state: self._feed_state(SERVICE_EXPORTS, state),
             look=self._look,
         )
-        async with contextlib.aclosing(reflector.batches()) as batches:
-            async for batch in batches:
-                await self._services.on_exports(batch)
-                if batch.synced:
-                    self._control.set_config(service_exports=reflector.served is not None)
-                    await self._note_listed(SERVICE_EXPORTS)
+
+        async def handle(batch: KubeBatch[ServiceExport]) -> None:
+            await self._services.on_exports(batch)
+            if batch.synced:
+                self._control.set_config(service_exports=reflector.served is not None)
+                await self._note_listed(SERVICE_EXPORTS)
+
+        await reflector.run(handle)
 
     async def _note_listed(self, resource: Resource[Any]) -> None:
         if self._listed[resource.plural].is_set():

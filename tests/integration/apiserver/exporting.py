@@ -21,6 +21,7 @@ from clustermesh.kube.objects import (
     NAMESPACES,
     NODES,
     PODS,
+    SERVICE_EXPORTS,
     SERVICES,
     KubeObject,
     Resource,
@@ -33,6 +34,7 @@ from tests.integration.waiting import eventually
 
 RED = ClusterIdentity("red", 1)
 CRDS = Path(__file__).parents[3] / "deploy" / "crds"
+MCS = Path(__file__).parents[3] / "examples" / "mcs" / "serviceexports.yaml"
 CRD = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False, KubeObject)
 WEB = {"app": "web"}
 
@@ -48,29 +50,54 @@ class Kubernetes:
         for path in sorted(CRDS.glob("*.yaml")):
             await self.client.create(CRD, yaml.safe_load(path.read_text()))
 
-        async def served() -> bool:
-            try:
-                await self.client.list(CLUSTER_MESH_IDENTITIES)
-            except KubeError:
-                return False
-            return True
+        await eventually(lambda: self.serves(CLUSTER_MESH_IDENTITIES))
 
-        await eventually(served)
+    async def serves(self, resource: Resource[Any]) -> bool:
+        try:
+            await self.client.list(resource)
+        except KubeError:
+            return False
+        return True
 
-    async def namespace(self, name: str = "demo") -> None:
-        await self.client.create(NAMESPACES, {"metadata": {"name": name, "labels": {"team": "shop"}}})
+    async def install_service_exports(self, *versions: str) -> None:
+        definition = yaml.safe_load(MCS.read_text())
+        for version in definition["spec"]["versions"]:
+            version["served"] = version["name"] in versions
+        await self.client.apply(CRD, definition)
+
+    async def uninstall_service_exports(self) -> None:
+        await self.client.delete(CRD, "serviceexports.multicluster.x-k8s.io")
+
+    async def export(self, name: str = "web", version: Resource[Any] = SERVICE_EXPORTS, **spec: Any) -> None:
+        await self.client.create(version, {"metadata": {"name": name, "namespace": "demo"}, "spec": spec})
+
+    async def namespace(self, name: str = "demo", **annotations: str) -> None:
+        given = {f"clustermesh.cilium.io/{key}": value for key, value in annotations.items()}
+        metadata = {"name": name, "labels": {"team": "shop"}, "annotations": given}
+        await self.client.create(NAMESPACES, {"metadata": metadata})
+
+    async def set_global(self, value: str | None, name: str = "demo") -> None:
+        await self.change_namespace({"metadata": {"annotations": {"clustermesh.cilium.io/global": value}}}, name)
+
+    async def label_namespace(self, name: str = "demo", **labels: str) -> None:
+        await self.change_namespace({"metadata": {"labels": labels}}, name)
+
+    async def change_namespace(self, patch: dict[str, Any], name: str = "demo") -> None:
+        await self.client.merge_patch(NAMESPACES, name, patch)
 
     async def node(self, name: str = "red-1", ip: str = "10.128.1.11") -> None:
         spec = {"podCIDR": "10.1.1.0/24", "podCIDRs": ["10.1.1.0/24"]}
         await self.client.create(NODES, {"metadata": {"name": name}, "spec": spec})
         await self.client.merge_patch_status(NODES, name, {"addresses": [{"type": "InternalIP", "address": ip}]})
 
-    async def pod(self, name: str, ip: str, pod_labels: dict[str, str] | None = None) -> None:
+    async def pod(
+        self, name: str, ip: str, pod_labels: dict[str, str] | None = None, *, namespace: str = "demo"
+    ) -> None:
         spec = {"containers": [{"name": "c", "image": "clustermesh/echo"}], "nodeName": "red-1"}
-        metadata = {"name": name, "namespace": "demo", "labels": pod_labels or WEB}
+        metadata = {"name": name, "namespace": namespace, "labels": pod_labels or WEB}
         await self.client.create(PODS, {"metadata": metadata, "spec": spec})
         status = {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "hostIP": "10.128.1.11"}
-        await self.client.merge_patch_status(PODS, name, status, "demo")
+        await self.client.merge_patch_status(PODS, name, status, namespace)
 
     async def delete_pod(self, name: str) -> None:
         path = PODS.path("demo", name)
@@ -102,6 +129,11 @@ class Kubernetes:
         ports = [{"name": "http", "port": 8080, "protocol": "TCP"}]
         await self.client.create(ENDPOINT_SLICES, {"metadata": metadata, "addressType": "IPv4", "ports": ports, **body})
 
+    async def lead_to(self, *addresses: str) -> None:
+        """The service's backends from now on."""
+        endpoints = [{"addresses": [address], "conditions": {"ready": True}} for address in addresses]
+        await self.client.merge_patch(ENDPOINT_SLICES, "web-1", {"endpoints": endpoints}, "demo")
+
 
 class Store:
     """What is in the mesh's etcd."""
@@ -120,6 +152,9 @@ class Store:
     async def has(self, key: str) -> bool:
         return await self.connection.get(key) is not None
 
+    async def lacks(self, key: str) -> bool:
+        return not await self.has(key)
+
     async def identity_of(self, ip: str) -> int | None:
         found = await self.connection.get(keys.address(ip))
         return None if found is None else json.loads(found.value)["ID"]
@@ -127,11 +162,16 @@ class Store:
 
 @asynccontextmanager
 async def exporting(
-    kubernetes: Kubernetes, etcd: EtcdProcess, *, cluster: ClusterIdentity = RED, **options: Any
+    kubernetes: Kubernetes,
+    etcd: EtcdProcess,
+    *,
+    cluster: ClusterIdentity = RED,
+    connection: Connection | None = None,
+    **options: Any,
 ) -> AsyncIterator[Health]:
     """An exporter at work, as the process runs it."""
     health = Health()
-    connection = etcd.connection()
+    connection = connection or etcd.connection()
     lease = Lease(connection, 30, 0x636D_0000_0001)
     exporter = Exporter(
         cluster=cluster,
