@@ -11,8 +11,8 @@ class Backends:
         self._of_service: dict[ServiceName, frozenset[str]] = {}
         self._services: Counter[str] = Counter()  # address → how many lead to it
 
-    def set(self, name: ServiceName, addresses: Iterable[str]) -> bool:
-        """Whether the service does not lead to all of its former backends any more."""
+    def set(self, name: ServiceName, addresses: Iterable[str]) -> None:
+        """All that the service leads to from now on."""
         before, now = self._of_service.pop(name, frozenset()), frozenset(addresses)
         if now:
             self._of_service[name] = now
@@ -21,7 +21,6 @@ class Backends:
             self._services[address] -= 1
             if not self._services[address]:
                 del self._services[address]
-        return not before <= now
 
     def none_of(self, addresses: Iterable[str]) -> bool:
         """Whether no service leads to any of these."""

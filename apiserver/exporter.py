@@ -122,13 +122,14 @@ class Exporter:
             client,
             self._identity_places,
             flush=lambda: self._outbox.flush(Kind.IDENTITIES),
+            released=lambda: self._outbox.flush(Kind.ADDRESSES),
             numbered=self._numbered,
             in_use=lambda number: self._pods.uses(number),
             is_global=self._namespaces.is_global,
             trouble=self._identity_trouble,
             grace=grace,
         )
-        self._pods = PodTable(cluster, self._allocator.table.lookup, relevant)
+        self._pods = PodTable(cluster, self._allocator.lookup, relevant)
         self._listed = {resource.plural: asyncio.Event() for resource in _FOLLOWED}
         self._handed_on = {resource.plural: asyncio.Event() for resource in _FOLLOWED}  # to the writers
         self._services = ServiceExporter(
@@ -239,10 +240,13 @@ class Exporter:
             self._outbox.set(Kind.NODES, keys.node(self._cluster.name, node.name), value)
 
     async def _on_identities(self, batch: KubeBatch[ClusterMeshIdentity]) -> None:
+        if batch.deletes:
+            await self._outbox.flush(Kind.ADDRESSES)
         for ref in batch.deletes:
             self._allocator.forget(ref)
         for identity in batch.upserts:
             self._allocator.learn(identity)
+        await self._allocator.written()
 
     async def _on_namespaces(self, batch: KubeBatch[Namespace]) -> None:
         for ref in batch.deletes:

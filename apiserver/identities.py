@@ -104,9 +104,10 @@ class IdentityTable:
 class IdentityAllocator:
     """Creates, heals and collects ClusterMeshIdentity objects and writes them to etcd.
 
-    `flush` waits until what the writer was given is in etcd. `numbered` is called with labels once their number is
-    there; `in_use` tells whether a pod has a number, `is_global` whether peers may know of a namespace; `trouble` is
-    told why numbers cannot be had, and "" when they can again.
+    `flush` waits until identities that were handed in are in etcd, `released` until no address there has one that no pod
+    uses. `numbered` is called with labels once their number is there; `in_use` tells whether a pod has a number,
+    `is_global` whether peers may know of a namespace; `trouble` is told why numbers cannot be had, and "" when they can
+    again.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class IdentityAllocator:
         places: Places,
         *,
         flush: Callable[[], Awaitable[None]],
+        released: Callable[[], Awaitable[None]],
         numbered: Callable[[str], None],
         in_use: Callable[[int], bool],
         is_global: Callable[[str], bool],
@@ -127,6 +129,7 @@ class IdentityAllocator:
         self._client = client
         self._places = places
         self._flush = flush
+        self._released = released
         self._numbered = numbered
         self._in_use = in_use
         self._is_global = is_global
@@ -135,6 +138,8 @@ class IdentityAllocator:
         self._clock = clock
         self._range = cluster.numbering.range(cluster.id)
         self.table = IdentityTable(*self._range)
+        self._turn = 0
+        self._unwritten: dict[int, int] = {}  # numbers that may not be in etcd yet, by the turn in which they were put
         self._unused_since: dict[int, float] = {}
         self._wanted: dict[str, None] = {}
         self._lost: dict[int, str] = {}
@@ -143,7 +148,18 @@ class IdentityAllocator:
         self._settled.set()
         self._collecting = asyncio.Event()
 
-    # What other parts tell
+    # What other parts ask and tell
+
+    def lookup(self, text: str) -> int | None:
+        """The number of labels, once readers can know what it means."""
+        number = self.table.lookup(text)
+        return None if number in self._unwritten else number
+
+    async def written(self) -> None:
+        """Wait until all numbers up to now are in etcd."""
+        turn = self._turn
+        await self._flush()
+        self._unwritten = {number: put for number, put in self._unwritten.items() if put > turn}
 
     def want(self, texts: Iterable[str]) -> None:
         """Ask for numbers; `numbered` will tell."""
@@ -228,8 +244,7 @@ class IdentityAllocator:
                 *(self._restore(number, text) for number, text in losses),
                 return_exceptions=True,
             )
-            # Readers must know what a number means before they see an address with it.
-            await self._flush()
+            await self.written()
             failures = [result for result in results if isinstance(result, BaseException)]
             for text, result in zip(wishes, results, strict=False):
                 if isinstance(result, int):
@@ -306,9 +321,10 @@ class IdentityAllocator:
                     await self._give_back(number)
 
     async def _give_back(self, number: int) -> None:
+        await self._released()
         text = self.table.labels_of(number)
         if text is None or self._in_use(number):
-            return  # while another one was deleted
+            return  # meanwhile
         # From here on a new pod with these labels gets another number.
         self.table.remove(number)
         try:
@@ -322,6 +338,8 @@ class IdentityAllocator:
         log.info("identity %d is not used any more: given back", number)
 
     def _export(self, number: int, text: str) -> None:
+        self._turn += 1
+        self._unwritten[number] = self._turn
         self._places.put(str(number), text.encode(), public=self._is_global(labels.namespace_of(text)))
 
     def _read(self, identity: ClusterMeshIdentity) -> tuple[int, str] | None:

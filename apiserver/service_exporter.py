@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
+from collections.abc import Set as AbstractSet
 
 from apiserver.backends import Backends
 from apiserver.cluster import ClusterIdentity
@@ -49,7 +50,7 @@ class ServiceExporter:
         self._exports = ExportTable()
         self._touched = Touched()
         self._backends = Backends()
-        self._withdrawn = asyncio.Condition()  # told when a service leads to fewer backends
+        self._exported = asyncio.Condition()  # told when something was handed to the writers
 
     # What changes
 
@@ -88,22 +89,26 @@ class ServiceExporter:
         await self._pods_first()
         # Nothing is awaited from here on, so that the latest state is what is written last.
         touched, self._touched = self._touched, Touched()
-        withdrawn = [name for name in touched.services if self._export(name)]
+        for name in touched.services:
+            self._export(name)
         for slice_name in touched.slices if self._slices else ():
             self._export_slice(slice_name)
-        if withdrawn:
-            async with self._withdrawn:
-                self._withdrawn.notify_all()
+        async with self._exported:
+            self._exported.notify_all()
 
-    async def withdraw(self, addresses: Iterable[str]) -> None:
-        """Wait until peers know of no service that leads to any of these addresses."""
+    async def withdraw(self, addresses: AbstractSet[str]) -> None:
+        """Wait until peers know of no service that leads to any of these addresses, nor are about to."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE), self._withdrawn:
-                await self._withdrawn.wait_for(lambda: self._backends.none_of(addresses))
+            async with asyncio.timeout(_PATIENCE), self._exported:
+                await self._exported.wait_for(lambda: not self._leads_to(addresses))
         await self._outbox.flush(*LEADING_TO_ADDRESSES)
 
-    def _export(self, name: ServiceName) -> bool:
-        """Whether peers shall use fewer backends."""
+    def _leads_to(self, addresses: AbstractSet[str]) -> bool:
+        return not self._backends.none_of(addresses) or any(
+            not addresses.isdisjoint(self._services.addresses(name)) for name in self._touched.services
+        )
+
+    def _export(self, name: ServiceName) -> None:
         record, local, export = None, None, None
         if self._is_global(name.namespace):
             record, local = self._services.compile(self._cluster, name)
@@ -116,7 +121,7 @@ class ServiceExporter:
             keys.service_export(cluster, *name),
             None if export is None else records.encode(export),
         )
-        return self._backends.set(name, () if record is None else record.backends)
+        self._backends.set(name, () if record is None else record.backends)
 
     def _export_slice(self, name: SliceName) -> None:
         record = self._services.compile_slice(self._cluster, name) if self._is_global(name.namespace) else None

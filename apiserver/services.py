@@ -255,6 +255,12 @@ class ServiceTable:
         names = {name for name in self._services if name.namespace == namespace}
         return Touched(names, {key for name in names for key in self._slices_of(name)})
 
+    def addresses(self, name: ServiceName) -> Iterable[str]:
+        """Of all endpoints, ready or not."""
+        for piece in self._slices.get(name, {}).values():
+            for endpoint in piece.object.endpoints or ():
+                yield from endpoint.addresses or ()
+
     def compile(self, cluster: ClusterIdentity, name: ServiceName) -> tuple[ServiceRecord | None, LocalService | None]:
         """Both records of a Service as it stands; None for what must not be in etcd."""
         service = self._services.get(name)
