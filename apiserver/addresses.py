@@ -36,11 +36,15 @@ def compile_pod(pod: Pod, identity: int) -> dict[str, AddressRecord]:
 
 
 class AddressChange(NamedTuple):
-    """`record` None: nobody has the address any more. `public`: whether peers may know it."""
+    """`record` None: nobody has the address any more.
+
+    `public`: whether peers may know it. `inherited`: it is the first record of a new owner.
+    """
 
     ip: str
     record: AddressRecord | None
     public: bool = True
+    inherited: bool = False
 
 
 class _Claim(NamedTuple):
@@ -86,7 +90,7 @@ class AddressTable:
             self._in_line.setdefault(ip, {})[claim.uid] = claim
         elif owner != claim:
             self._owners[ip] = claim
-            yield AddressChange(ip, claim.record, claim.public)
+            yield AddressChange(ip, claim.record, claim.public, inherited=owner is None)
 
     def _release(self, uid: str, ip: str) -> Iterable[AddressChange]:
         line = self._in_line.get(ip, {})
@@ -94,7 +98,7 @@ class AddressTable:
             line.pop(uid, None)
         elif line:
             heir = self._owners[ip] = line.pop(next(iter(line)))
-            yield AddressChange(ip, heir.record, heir.public)
+            yield AddressChange(ip, heir.record, heir.public, inherited=True)
         else:
             del self._owners[ip]
             yield AddressChange(ip, None)

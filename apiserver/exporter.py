@@ -114,6 +114,9 @@ class Exporter:
         self._namespaces = Namespaces(default=default_global)
         self._moving = asyncio.Lock()  # held while a namespace is between two states
         self._moved = asyncio.Event()
+        self._pruned = asyncio.Event()
+        self._vacated = asyncio.Event()  # while no address stands in two places
+        self._vacated.set()
         writers = self._outbox.writers
         self._identity_places = Places(writers[Kind.IDENTITIES], keys.identity, keys.local_identity)
         self._address_places = Places(writers[Kind.ADDRESSES], keys.address, keys.local_address)
@@ -122,7 +125,7 @@ class Exporter:
             client,
             self._identity_places,
             flush=lambda: self._outbox.flush(Kind.IDENTITIES),
-            released=lambda: self._outbox.flush(Kind.ADDRESSES),
+            released=self._released,
             numbered=self._numbered,
             in_use=lambda number: self._pods.uses(number),
             is_global=self._namespaces.is_global,
@@ -272,12 +275,12 @@ class Exporter:
     def _apply(self, changes: PodChanges) -> None:
         if changes.wanted:
             self._allocator.want(changes.wanted)
-        for ip, record, public in changes.addresses:
+        for ip, record, public, inherited in changes.addresses:
             if record is None:
                 self._address_places.delete(ip)
                 self._metrics.delete(Kind.ADDRESSES)
             else:
-                self._address_places.put(ip, records.encode(record), public=public)
+                self._address_places.put(ip, records.encode(record), public=public, replaces=inherited)
                 self._metrics.put(Kind.ADDRESSES)
 
     def _numbered(self, text: str) -> None:
@@ -301,12 +304,18 @@ class Exporter:
             if self._namespaces.set(namespace):
                 self._services.touch(name)
             self._apply(self._pods.set_namespace(namespace, public=public))
+            if self._address_places.turn:
+                self._vacated.clear()
         self._moved.set()
+
+    async def _released(self) -> None:
+        """Wait until no address in etcd has an identity that its pod has no more."""
+        await self._vacated.wait()
+        await self._outbox.flush(Kind.ADDRESSES)
 
     async def _vacate(self) -> None:
         """Empty the places that records have left, once the new ones have been in etcd for a moment."""
-        for handed_on in self._handed_on.values():
-            await handed_on.wait()
+        await self._pruned.wait()
         while True:
             await self._moved.wait()
             self._moved.clear()
@@ -321,6 +330,8 @@ class Exporter:
             async with self._moving:
                 self._address_places.vacate(addresses)
                 await self._outbox.flush(Kind.ADDRESSES)
+                if not self._address_places.turn:
+                    self._vacated.set()
                 self._identity_places.vacate(identities)
                 await self._outbox.flush(Kind.IDENTITIES)
 
@@ -335,6 +346,7 @@ class Exporter:
         if self._address_places.turn or self._identity_places.turn:
             await asyncio.sleep(_OVERLAP)
         await self._outbox.prune()
+        self._pruned.set()
         self._allocator.start_collecting()
         while True:
             await self._outbox.flush(*Kind)

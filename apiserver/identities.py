@@ -104,10 +104,10 @@ class IdentityTable:
 class IdentityAllocator:
     """Creates, heals and collects ClusterMeshIdentity objects and writes them to etcd.
 
-    `flush` waits until identities that were handed in are in etcd, `released` until no address there has one that no pod
-    uses. `numbered` is called with labels once their number is there; `in_use` tells whether a pod has a number,
-    `is_global` whether peers may know of a namespace; `trouble` is told why numbers cannot be had, and "" when they can
-    again.
+    `flush` waits until identities that were handed in are in etcd, `released` until no address there has one that no
+    pod uses. `numbered` is called with labels once their number is there; `in_use` tells whether a pod has a number,
+    `is_global` whether peers may know of a namespace; `trouble` is told why numbers cannot be had, and "" when they
+    can again.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class IdentityAllocator:
         self._collecting.set()
 
     async def settled(self) -> None:
-        """Wait until every wish is granted."""
+        """Wait until every wish is granted, but for those that cannot be because all numbers are taken."""
         await self._settled.wait()
 
     # What it does itself
@@ -266,6 +266,8 @@ class IdentityAllocator:
         pause = backoff.pause()
         log.error("%d identities wait, next attempt in %.1f s: %s", len(failures), pause, failures[0])
         self._trouble(f"{len(self._wanted)} sets of labels wait for a number: {failures[0]}")
+        if all(isinstance(failure, RangeExhausted) for failure in failures):
+            self._settled.set()  # as far as it ever will be: the others do not wait for those that cannot have one
         await asyncio.sleep(pause)
 
     async def _number(self, text: str) -> int:

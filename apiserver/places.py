@@ -1,7 +1,7 @@
 """Two places for the records of a kind: where peers read, and below `clustermesh/` for the own agents alone.
 
-A record that changes its place stands in both for a moment, so that no agent ever misses it. Only the same record may:
-what is out of date goes at once.
+A record that changes its place stands in both for a moment, so that no agent ever misses it. What is another's record
+goes at once.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ class Places:
         self._leaving: dict[str, int] = {}
         self._turn = 0
 
-    def put(self, name: str, value: bytes, *, public: bool) -> bool:
-        """Whether the record is new in its place."""
+    def put(self, name: str, value: bytes, *, public: bool, replaces: bool = False) -> bool:
+        """Whether the record is new in its place. `replaces`: the name belonged to somebody else, if to anybody."""
         here, there = self._public(name), self._private(name)
         if not public:
             here, there = there, here
@@ -29,7 +29,7 @@ class Places:
         self._writer.put(here, value)
         self._leaving.pop(here, None)
         other = self._writer.known(there)
-        if other == value:
+        if other == value or (other is not None and not replaces):
             if there not in self._leaving:
                 self._turn += 1
                 self._leaving[there] = self._turn

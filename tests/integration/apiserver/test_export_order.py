@@ -19,6 +19,8 @@ from tests.integration.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
+SEED = int(os.environ.get("SEED", "3"))
+
 
 class Uneven(Connection):
     """Transactions take their time, each another one: what must come in order does not by luck."""
@@ -74,7 +76,7 @@ async def test_an_address_that_moves_has_no_wrong_owner_and_the_first_of_two_kee
 
 async def test_under_churn_no_revision_has_a_loose_end(kubernetes: Kubernetes, etcd: EtcdProcess, store: Store) -> None:
     """Pods come, go and change their labels, their namespace changes its own, the service leads to some of them."""
-    chance = random.Random(int(os.environ.get("SEED", "3")))
+    chance = random.Random(SEED)
     await kubernetes.install()
     await kubernetes.namespace()
     await kubernetes.service("10.1.1.5", **{"global": "true"})

@@ -71,13 +71,24 @@ def test_a_record_that_moves_stands_in_both_until_it_leaves(places: Places, writ
     assert places.turn == 0
 
 
-def test_another_record_is_never_left_behind(places: Places, writer: Writer) -> None:
+def test_anothers_record_is_never_left_behind(places: Places, writer: Writer) -> None:
     places.put("a", b"1", public=True)
-    places.put("a", b"2", public=False)
+    places.put("a", b"2", public=False, replaces=True)
     assert standing(writer) == {"private/a": b"2"}
     places.put("a", b"2", public=True)
-    places.put("a", b"3", public=True)
+    places.put("a", b"3", public=True, replaces=True)
     assert standing(writer) == {"public/a": b"3"}
+
+
+def test_a_record_that_changes_while_it_moves_leaves_its_former_self_with_the_others(
+    places: Places, writer: Writer
+) -> None:
+    places.put("a", b"1", public=True)
+    places.put("a", b"1", public=False)
+    places.put("a", b"2", public=False)
+    assert standing(writer) == {"public/a": b"1", "private/a": b"2"}
+    places.vacate(places.turn)
+    assert standing(writer) == {"private/a": b"2"}
 
 
 def test_who_turns_back_stays(places: Places, writer: Writer) -> None:
