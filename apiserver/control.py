@@ -94,10 +94,9 @@ class ControlKeys:
 
     async def _guard(self) -> None:
         """Put the cluster-config back when somebody else has changed or deleted it."""
-        async with aclosing(Feed(self._connection, self._key).batches()) as batches:
+        async with aclosing(Feed(self._connection, self._key, exact=True).batches()) as batches:
             async for batch in batches:
-                values = [event.value for event in batch.events if event.key == self._key.encode()]
-                if values and values[-1] != self._wanted:
+                if batch.events and batch.events[-1].value != self._wanted:
                     await self._restore()
 
     @property

@@ -43,7 +43,7 @@ class History:
             if event.value is None:
                 state.pop(event.key.decode(), None)
             else:
-                state[event.key.decode()] = event.value.decode()
+                state[event.key.decode()] = event.value.decode(errors="replace")
             following = self.events[index + 1 :][:1]
             if not following or following[0].mod_revision != event.mod_revision:
                 yield event.mod_revision, state

@@ -22,7 +22,10 @@ KEY = keys.cluster_config("red")
 
 def config(*, service_exports: bool) -> bytes:
     capabilities = Capabilities(
-        synced_canaries=True, max_connected_clusters=255, service_exports_enabled=service_exports
+        synced_canaries=True,
+        max_connected_clusters=255,
+        service_exports_enabled=service_exports,
+        endpoint_slices_export_mode=records.SERVICES_AND_SLICES,
     )
     return records.encode(ClusterConfig(1, capabilities))
 

@@ -159,4 +159,5 @@ async def test_a_change_costs_one_write_and_a_burst_goes_in_transactions(
         changed = [event.key.decode() for event in history.events[before:] if b"/test/" not in event.key]
         own, shared = keys.local_service("demo", "web"), keys.service("red", "demo", "web")
         addresses = [keys.address("10.1.2.1"), keys.address("10.1.1.2")]
-        assert sorted(changed) == sorted([*addresses, own, shared])
+        slices = [keys.endpoint_slice("red", "demo", "web-1")] * 2  # its annotations are part of its record
+        assert sorted(changed) == sorted([*addresses, own, shared, *slices])
