@@ -242,7 +242,7 @@ class Connecting:
 )
 @click.option("--dry-run", is_flag=True, help="Check, show the plan and stop.")
 @cilium_option
-@timeout_option(120, "How long to wait until every agent on all sides is ready.")
+@timeout_option(240, "How long to wait until every agent on all sides is ready.")
 @global_options
 def connect(
     settings: Settings, destinations: tuple[str, ...], dry_run: bool, cilium_namespace: str, timeout: float

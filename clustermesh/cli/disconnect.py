@@ -12,7 +12,7 @@ import msgspec
 
 from clustermesh.cilium.installation import Installation
 from clustermesh.cli.joining import Remote, known_peers
-from clustermesh.cli.mesh import AgentsView, Cluster, NotInstalled, Watched, open_clusters, watching
+from clustermesh.cli.mesh import AgentsView, Cluster, NotInstalled, Watched, not_recognised, open_clusters, watching
 from clustermesh.cli.options import Settings, cilium_option, global_options, timeout_option
 from clustermesh.kube.errors import CredentialError, KubeError
 from clustermesh.kube.objects import CILIUM, CLUSTER_MESH_PEERS
@@ -170,7 +170,7 @@ async def _side(cluster: Cluster, cilium_namespace: str) -> Side:
     except NotInstalled as missing:
         found = await cluster.installation(cilium_namespace)
         if found is None:
-            raise missing from None
+            raise not_recognised(missing, cilium_namespace) from None
         return Side(cluster.context, found.name, known_peers(found), found)
     except (KubeError, CredentialError) as error:
         raise Failure(f"context {cluster.context}: {error}") from None

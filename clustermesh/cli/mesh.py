@@ -202,7 +202,7 @@ class Cluster:
         except NotInstalled as missing:
             found = await self.installation(cilium_namespace)
             if found is None:
-                raise missing from None
+                raise not_recognised(missing, cilium_namespace) from None
         return ClusterView(
             context=self.context,
             name=found.name,
@@ -237,6 +237,11 @@ class Cluster:
             agents=agents.result(),
             peers=peers.result(),
         )
+
+
+def not_recognised(missing: NotInstalled, cilium_namespace: str) -> Failure:
+    """Cilium is not there either."""
+    return Failure(f"{missing.message}; nor is Cilium in namespace {cilium_namespace} (--cilium-namespace)")
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
