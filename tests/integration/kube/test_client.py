@@ -74,6 +74,16 @@ async def test_apply_creates_changes_and_otherwise_writes_nothing(client: KubeCl
     assert again.metadata.resource_version == changed.metadata.resource_version
 
 
+async def test_each_manager_owns_its_fields_and_takes_back_no_others(client: KubeClient) -> None:
+    await client.create(CONFIG_MAPS, settings(helm="kept"))
+    await client.apply_fields(CONFIG_MAPS, settings(a="1", b="2"), "red")
+    both = await client.apply_fields(CONFIG_MAPS, settings(c="3"), "green")
+    assert both.data == {"helm": "kept", "a": "1", "b": "2", "c": "3"}
+    less = await client.apply_fields(CONFIG_MAPS, settings(b="4"), "red")
+    assert less.data == {"helm": "kept", "b": "4", "c": "3"}
+    assert (await client.apply_fields(CONFIG_MAPS, settings(), "red")).data == {"helm": "kept", "c": "3"}
+
+
 async def test_a_status_is_patched_apart_from_the_object(client: KubeClient) -> None:
     await client.create(NODES, {"metadata": {"name": "red-1"}, "spec": {"podCIDR": "10.1.1.0/24"}})
     status = {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]}

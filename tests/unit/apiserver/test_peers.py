@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from apiserver import trust
@@ -107,6 +108,21 @@ def test_only_a_certificate_for_our_own_key_is_used() -> None:
         trust.credentials(spec, request, NOW + timedelta(days=366))
     with pytest.raises(PkiError, match="not a certificate"):
         trust.credentials(ClusterMeshPeerSpec(client_certificate=cert, ca_bundle="nonsense"), request, NOW)
+
+
+def test_a_key_that_a_cilium_peer_shares_is_used_with_its_certificate() -> None:
+    authority = CertificateAuthority.create("Cilium CA")
+    shared, request = authority.issue_client("remote"), pki.make_request("remote-green")
+    spec = ClusterMeshPeerSpec(client_certificate=shared.cert.decode(), ca_bundle=authority.cert.decode())
+    found = trust.credentials(spec, request, NOW, shared.key)
+    assert found is not None and found.key == shared.key
+    ours = msgspec.structs.replace(
+        spec, client_certificate=authority.sign_request(request.csr, "remote-green", common_name="remote").decode()
+    )
+    found = trust.credentials(ours, request, NOW, shared.key)
+    assert found is not None and found.key == request.key
+    with pytest.raises(PkiError, match="not made for our key"):
+        trust.credentials(spec, request, NOW, authority.issue_client("remote").key)
 
 
 def test_only_users_of_peers_are_ever_deleted() -> None:
