@@ -67,7 +67,7 @@ class Installation:
     ca: str = ""  # PEM, what its etcd's certificate is signed by
     signer: KeyPair | None = field(default=None, repr=False)  # its authority, where it may be read
     shared: KeyPair | None = field(default=None, repr=False)  # the certificate that it makes for all its peers
-    users: str | None = None  # users.yaml; None: only the shared user exists
+    users: str | None = None  # users.yaml; None: there is none or nobody reads it, only the shared user exists
     secrets: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict, repr=False)  # by name, where they exist
     forbidden: tuple[str, ...] = ()  # objects that the operator may not read
 
@@ -122,7 +122,7 @@ async def read(client: KubeClient, namespace: str) -> Installation | None:
         ca=find_authority(authority.result(), shared.result()),
         signer=_pair(authority.result(), "ca") or _pair(authority.result(), "tls"),
         shared=_pair(shared.result(), "tls"),
-        users=files.data.get(users.FILE, "") if files is not None else None,
+        users=files.data.get(users.FILE, "") if files is not None and _reads_users(found) else None,
         secrets={wanted: task_result.data for wanted, task in secrets.items() if (task_result := task.result())},
         forbidden=tuple(sorted(forbidden)),
     )
@@ -215,8 +215,12 @@ def misfits(installation: Installation) -> Iterator[str]:
     for entry, what in (("enable-wireguard", "WireGuard"), ("enable-ipsec", "IPsec")):
         if value(entry, "false") == "true":
             yield f"{entry} is true: {what} has to be on in all clusters or in none (Helm encryption.enabled: false)"
+    if value("enable-ipv4", "true") != "true":
+        yield "enable-ipv4 is false: tunnels carry IPv4 only here (Helm ipv4.enabled: true)"
     if value("identity-allocation-mode", "crd") == "kvstore":
         yield "identity-allocation-mode is kvstore: it has an etcd without our users (Helm identityAllocationMode: crd)"
+    elif kvstore := value("kvstore", ""):
+        yield f"kvstore is {kvstore}: its agents read another etcd than its API server's (Helm etcd.enabled: false)"
 
 
 async def _nodes(client: KubeClient) -> tuple[MeshNode, ...]:
@@ -259,6 +263,12 @@ def _pair(secret: Secret | None, stem: str) -> KeyPair | None:
 
 def _has_kvstoremesh(deployment: Deployment | None) -> bool:
     return any(container.name == "kvstoremesh" for container in _containers(deployment))
+
+
+def _reads_users(deployment: Deployment | None) -> bool:
+    """With authMode legacy a ConfigMap may lie there unread."""
+    volumes = (deployment.spec.template.spec.volumes or ()) if deployment is not None else ()
+    return any(volume.config_map is not None and volume.config_map.name == REMOTE_USERS for volume in volumes)
 
 
 def _containers(deployment: Deployment | None) -> tuple[Container, ...]:

@@ -51,8 +51,17 @@ class Container(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     image: str = ""
 
 
+class ConfigMapVolume(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    name: str = ""
+
+
+class Volume(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
+    config_map: ConfigMapVolume | None = None
+
+
 class PodTemplateSpec(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     containers: tuple[Container, ...] | None = None
+    volumes: tuple[Volume, ...] | None = None
 
 
 class PodTemplate(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

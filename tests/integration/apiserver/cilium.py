@@ -5,6 +5,7 @@ and certificates, and filled with what a real clustermesh-apiserver wrote. Users
 Cilium's API server makes them. Its clients are played by `Reader`: what they are told, they do to the letter.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -106,9 +107,9 @@ class CiliumCluster:
             **settings,
         }
         await client.create(CONFIG_MAPS, ConfigMap(metadata=_meta(CONFIG), data=data))
+        # With legacy it may lie about from other days; nobody reads it then.
+        await client.create(CONFIG_MAPS, ConfigMap(metadata=_meta(REMOTE_USERS), data={users.FILE: USERS}))
         if not self.legacy:
-            listed = ConfigMap(metadata=_meta(REMOTE_USERS), data={users.FILE: USERS})
-            await client.create(CONFIG_MAPS, listed)
             for name in (AGENTS_SECRET, MIRROR_SECRET):
                 await client.create(SECRETS, Secret(metadata=_meta(name), data=OTHERS))
 
@@ -132,10 +133,11 @@ class CiliumCluster:
         answer = await self.kubernetes.call("PATCH", path, patch, "application/merge-patch+json")
         assert answer.status == 200, answer.body
         names = ["etcd", "apiserver"] + ([] if self.legacy else ["kvstoremesh"])
+        volumes = [] if self.legacy else [{"name": "etcd-users-config", "configMap": {"name": REMOTE_USERS}}]
         image = f"quay.io/cilium/clustermesh-apiserver:{self.version}@sha256:0"
         template = {
             "metadata": {"labels": {"k8s-app": API_SERVER}},
-            "spec": {"containers": [{"name": name, "image": image} for name in names]},
+            "spec": {"containers": [{"name": name, "image": image} for name in names], "volumes": volumes},
         }
         spec = {"selector": {"matchLabels": {"k8s-app": API_SERVER}}, "template": template, "replicas": 0}
         deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": spec}
@@ -171,7 +173,9 @@ class CiliumCluster:
         await admin.enable()
 
     async def run(self) -> None:
-        """Cilium's part that the connection waits for: users of peers, as the ConfigMap lists them."""
+        """Cilium's part that the connection waits for: users of peers, as the ConfigMap lists them if it is used."""
+        if self.legacy:
+            await asyncio.Event().wait()
         admin = AuthAdmin(self.etcd.connection())
         async with self.client() as client, aclosing(Reflector(client, CONFIG_MAPS, NAMESPACE).batches()) as batches:
             async for batch in batches:

@@ -12,9 +12,9 @@ import pytest
 from clustermesh.cilium.objects import AGENTS_SECRET, MIRROR_SECRET
 from clustermesh.kube.objects import CLUSTER_MESH_PEERS, HANDED_KEY, SECRETS, SYSTEM_NAMESPACE, peer_secret
 from clustermesh.kvstore.auth import AuthAdmin
+from clustermesh.kvstore.connection import Connection
 from clustermesh.kvstore.errors import KvError, Stage
 from clustermesh.wire import keys
-from clustermesh.wire.keys import DATAPATH_KINDS
 from tests.integration.apiserver.cilium import NAME, OTHERS, USERS, CiliumCluster, reader
 from tests.integration.apiserver.commands import Ended, merged_kubeconfig, run, serve_as
 from tests.integration.apiserver.meshes import MeshCluster, end
@@ -67,8 +67,13 @@ def recorded_copies() -> dict[str, bytes]:
     """What Cilium's own mirror makes of the same records, but for what its agents refuse: no cluster label."""
     lines = Path("tests/golden/mirrored-by-cilium.txt").read_text().splitlines()
     copies = dict(zip(lines[::2], (line.encode() for line in lines[1::2]), strict=True))
-    prefixes = tuple(keys.cache_prefix(kind, NAME) for kind in DATAPATH_KINDS)
-    return {key: value for key, value in copies.items() if key.startswith(prefixes) and not key.endswith("/65603")}
+    records = (keys.CACHE, keys.CLUSTER_CONFIGS)
+    return {key: value for key, value in copies.items() if key.startswith(records) and not key.endswith("/65603")}
+
+
+async def value(kv: Connection, key: str) -> bytes | None:
+    found = await kv.get(key)
+    return found.value if found is not None else None
 
 
 async def refused(what: object) -> bool:
@@ -100,9 +105,7 @@ async def test_both_read_each_other_and_only_what_they_may(etcd: EtcdProcess, ow
         mine = own.connection()
         recorded = recorded_copies()
         assert len(recorded) > 10
-        for key, value in recorded.items():
-            copied = await mine.get(key)
-            assert copied is not None and copied.value == value, key
+        assert recorded == {key: await value(mine, key) for key in recorded}
         settings = await mine.get(keys.peer_settings(NAME))
         assert settings is not None and settings.value == b'{"implementation":"cilium","strict":false}'
         assert "remote-green" in await AuthAdmin(etcd.connection()).users()
@@ -167,6 +170,7 @@ async def test_without_its_authority_the_certificate_for_all_peers_serves(
         async with pair.green.client() as client:
             kept = await client.get(SECRETS, peer_secret(NAME), SYSTEM_NAMESPACE)
         assert set(kept.data) == {"tls.key", "tls.csr", HANDED_KEY}
+        assert await pair.cilium.users_file() == USERS
         # Without KVStoreMesh its agents come themselves.
         assert await pair.cilium.secret(MIRROR_SECRET) is None
         files = await pair.cilium.secret(AGENTS_SECRET)

@@ -138,6 +138,8 @@ def test_default_settings_fit() -> None:
         ("enable-wireguard", "true", "encryption.enabled"),
         ("enable-ipsec", "True", "encryption.enabled"),
         ("identity-allocation-mode", "kvstore", "identityAllocationMode"),
+        ("kvstore", "etcd", "etcd.enabled"),
+        ("enable-ipv4", "false", "ipv4.enabled"),
     ],
 )
 def test_a_setting_that_does_not_fit_is_named_with_its_remedy(entry: str, value: str, helm: str) -> None:
