@@ -147,9 +147,13 @@ class EtcdUsers:
         if not self._complete:
             return
         await self._admit(set(present))
-        for user in surplus([*present, *await self._interrupted()], self._peers):
+        interrupted = await self._interrupted()
+        gone = surplus([*present, *interrupted], self._peers)
+        for user in gone:
             await revocation.revoke(self._connection, user)
             log.info("etcd user %s is gone", user)
+        for user in interrupted.difference(gone):
+            await revocation.reinstate(self._connection, user)
 
     async def _prepare(self, users: list[str]) -> None:
         """Roles, own users and access control are there."""

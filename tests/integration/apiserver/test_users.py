@@ -191,6 +191,18 @@ async def test_rights_that_somebody_gave_by_hand_are_taken_away_and_what_is_open
         assert await rights(root, REMOTE) == proper
 
 
+async def test_a_removal_that_was_interrupted_is_finished_unless_the_peer_is_back(etcd: EtcdProcess) -> None:
+    root = etcd.connection()
+    before = EtcdUsers(root, "red")
+    await before.set_peers(frozenset({"green", "gone"}))
+    for user in ("remote-green", "remote-gone", "remote-deleted"):
+        await root.put(revocation.REVOCATIONS + user, b"begun")
+    await EtcdUsers(root, "red").set_peers(frozenset({"green"}))
+    assert "remote-gone" not in await AuthAdmin(root).users()
+    left = {kv.key.decode(): kv.value async for page in root.list(revocation.REVOCATIONS) for kv in page}
+    assert left == {f"{revocation.REVOCATIONS}remote-{peer}": b"deleted" for peer in ("gone", "deleted")}
+
+
 async def test_access_control_that_somebody_turned_off_is_on_again(
     etcd: EtcdProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
