@@ -92,7 +92,7 @@ def _verdict(name: str, problems: Iterable[str], *, starting: bool = False) -> C
 
 def _check_cluster(cluster: ClusterView, now: float) -> Iterator[Check]:
     if cluster.cilium is None:
-        yield _verdict(f"{cluster.name}: the API server runs", _api_server(cluster, now), starting=True)
+        yield _verdict(f"{cluster.name}: the API server runs", _api_server(cluster), starting=True)
         yield _verdict(f"{cluster.name}: every node has an agent", _missing_agents(cluster), starting=True)
     else:
         yield _check_version(cluster.name, cluster.cilium.version)
@@ -103,11 +103,12 @@ def _check_cluster(cluster: ClusterView, now: float) -> Iterator[Check]:
     yield _verdict(f"{cluster.name}: the CA is valid", _authority(cluster, now), starting=not cluster.authority)
 
 
-def _api_server(cluster: ClusterView, now: float) -> Iterator[str]:
+def _api_server(cluster: ClusterView) -> Iterator[str]:
     if not cluster.agents.updated:
         yield "it has not reported yet: check the Deployment or process clustermesh-apiserver and its log"
-    elif not cluster.agents.alive(now):
-        yield f"no sign of life for {now - cluster.agents.updated:.0f} s: start clustermesh-apiserver, read its log"
+    elif not cluster.agents.alive(cluster.now):
+        silent = cluster.now - cluster.agents.updated
+        yield f"no sign of life for {silent:.0f} s: start clustermesh-apiserver, read its log"
 
 
 def _missing_agents(cluster: ClusterView) -> Iterator[str]:

@@ -68,6 +68,7 @@ class AgentsView(msgspec.Struct, frozen=True):
     version: str = ""
 
     def alive(self, now: float) -> bool:
+        """`now` by the clock of the cluster, which may differ from ours."""
         return now - self.updated < ALIVE
 
     def mention(self, peer: str) -> list[str]:
@@ -92,6 +93,7 @@ class ClusterView(msgspec.Struct, frozen=True):
     nodes: tuple[NodeView, ...] = ()
     agents: AgentsView = AgentsView()
     peers: Mapping[str, ClusterMeshPeer] = {}
+    now: float = 0.0  # Unix time by the cluster's own clock, when all this was read
     cilium: Installation | None = None  # what runs there instead of clustermesh
 
     @property
@@ -236,6 +238,7 @@ class Cluster:
             nodes=tuple(view_node(node) for node in nodes.result()),
             agents=agents.result(),
             peers=peers.result(),
+            now=self.client.now(),
         )
 
 

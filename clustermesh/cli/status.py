@@ -65,7 +65,10 @@ class Report(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def make_report(cluster: str, peers: Mapping[str, ClusterMeshPeer], agents: AgentsView, now: float) -> Report:
-    """Sum up what objects say. With an API server that is silent nothing counts as ready: what it said is old."""
+    """Sum up what objects say. With an API server that is silent nothing counts as ready: what it said is old.
+
+    `now` is Unix time by the cluster's own clock.
+    """
     alive = agents.alive(now)
     lines = [_line(peers[name], agents, alive, now) for name in sorted(peers)]
     return Report(
@@ -137,7 +140,7 @@ async def _status(settings: Settings, output: Output, timeout: float | None) -> 
         try:
             if timeout is None:
                 name, *_ = await cluster.identity()
-                return make_report(name, await cluster.peers(), await cluster.agents(), time.time())
+                return make_report(name, await cluster.peers(), await cluster.agents(), cluster.client.now())
             deadline = time.monotonic() + timeout
             name = await _name(cluster, output, deadline)
             return await _wait(name, cluster, output, max(1.0, deadline - time.monotonic()))
@@ -166,14 +169,14 @@ async def _name(cluster: Cluster, output: Output, deadline: float) -> str:
 async def _wait(name: str, cluster: Cluster, output: Output, timeout: float) -> Report:
     """The first report that is ready, or the last one."""
     async with watching([cluster]) as ((side,), changed):
-        report = make_report(name, side.peers, side.agents, time.time())
+        report = make_report(name, side.peers, side.agents, cluster.client.now())
         try:
             async with asyncio.timeout(timeout):
                 while not report.ready:
                     output.progress(_first_reason(report))
                     await changed.wait()
                     changed.clear()
-                    report = make_report(name, side.peers, side.agents, time.time())
+                    report = make_report(name, side.peers, side.agents, cluster.client.now())
         except TimeoutError:
             pass
         return report

@@ -9,6 +9,7 @@ import ssl
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar, cast
@@ -65,6 +66,7 @@ class KubeClient:
         self._session: aiohttp.ClientSession | None = None
         self._token_file = TokenFile(access.token_file) if access.token_file else None
         self._credential: ExecStatus | None = None
+        self._epoch: float | None = None  # the cluster's Unix time when our monotonic clock was 0
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -266,6 +268,17 @@ class KubeClient:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise self._unreachable(request, error) from None
 
+    def now(self) -> float:
+        """Unix time by the cluster's clock, to the second, as its answers tell it; by ours before the first answer.
+
+        What a cluster has dated is compared with this one: ours may be another, and may jump.
+        """
+        return time.time() if self._epoch is None else self._epoch + time.monotonic()
+
+    def _learn_time(self, date: str) -> None:
+        with contextlib.suppress(ValueError):
+            self._epoch = parsedate_to_datetime(date).timestamp() - time.monotonic()
+
     @contextlib.asynccontextmanager
     async def _response(
         self,
@@ -293,6 +306,7 @@ class KubeClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unreachable(request, error) from None
         async with response:
+            self._learn_time(response.headers.get("Date", ""))
             if response.status < 400:
                 yield response
                 return

@@ -2,13 +2,16 @@
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
+import clustermesh.kube.client
 from clustermesh.kube import config
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.errors import AlreadyExists, Conflict, CredentialError, NotFound, Unreachable
@@ -137,3 +140,13 @@ async def test_a_reflector_outlives_the_restart_of_the_api(client: KubeClient, c
             seen -= {ref.name for ref in batch.deletes}
             if "after" in seen and "before" not in seen:
                 break
+
+
+async def test_the_clusters_clock_is_told_by_its_answers_whatever_ours_says(
+    client: KubeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time
+    monkeypatch.setattr(clustermesh.kube.client, "time", SimpleNamespace(time=lambda: 5.0, monotonic=time.monotonic))
+    assert client.now() == 5.0
+    await client.list(NODES)
+    assert abs(client.now() - real()) < 60

@@ -21,6 +21,15 @@ def with_node(view: ClusterView, name: str, pod_cidr: str, address: str) -> Clus
     return replace(view, nodes=nodes, agents=replace(view.agents, agents=agents))
 
 
+def test_whether_an_api_server_lives_is_judged_by_its_clusters_clock() -> None:
+    """Which may be another than ours by any time."""
+    ahead = replace(GREEN, now=NOW + 5000, agents=replace(GREEN.agents, updated=NOW + 4990))
+    dead = replace(BLUE, now=NOW + 5000, agents=replace(BLUE.agents, updated=NOW))
+    (wrong,) = failed(check_all(RED, [ahead, dead], NOW))
+    assert wrong.name == "blue: the API server runs"
+    assert "5000 s" in wrong.detail
+
+
 def test_two_plain_clusters_pass() -> None:
     results = check_all(RED, [GREEN, BLUE], NOW)
     assert {check.result for check in results} == {Result.OK}

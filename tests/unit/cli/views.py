@@ -27,6 +27,7 @@ def cluster(name: str, number: int, *, mtu: int = 1500, peers: tuple[ClusterMesh
         nodes=(NodeView(node, (f"10.{number}.1.0/24",), (f"192.0.2.{number}",)),),
         agents=AgentsView({node: AgentView(True, "1", mtu, "tcx", mentioned)}, CA, NOW),
         peers={peer.name: peer for peer in peers},
+        now=NOW,
     )
 
 
