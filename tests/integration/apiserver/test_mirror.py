@@ -48,8 +48,9 @@ async def mirroring(
     cluster_id: int = CLUSTER_ID,
     strict: bool = True,
     spec: PeerSpec | None = None,
+    claims: Claims | None = None,
 ) -> AsyncIterator[Mirror]:
-    claims = Claims()
+    claims = claims or Claims()
     claims.hold("green", "green-1", [cidr("10.7.1.0/24"), cidr("192.0.2.71/32")])
     lease = Lease(own, 60, LEASE_ID)
     mirror = Mirror(

@@ -355,6 +355,17 @@ def test_a_lenient_peers_address_outside_its_ranges_is_its_own_against_other_pee
     assert blue.reason(A, "10.9.9.9") == "address belongs to cluster red" and not blue.sees(A, "10.9.9.9")
 
 
+def test_an_address_that_loses_its_range_stays_a_lenient_peers_own() -> None:
+    claims = Claims()
+    red, blue = Judged(claims, strict=False), Judged(claims, name="blue", cluster_id=6, strict=False)
+    red.say(N, "red-1", node("red-1", "10.9.9.0/24"))
+    red.say(A, "10.9.9.9", address("10.9.9.9"))
+    red.say(N, "red-1", None)
+    assert red.sees(A, "10.9.9.9")
+    theirs = address("10.9.9.9", (6 << 16) + 1, host="192.0.2.81")
+    assert blue.say(A, "10.9.9.9", theirs) == "address belongs to cluster red"
+
+
 def test_what_a_list_does_not_bring_again_is_gone_with_its_quarantine() -> None:
     red = mesh(strict=True)
     red.say(A, "10.5.1.7", address("10.5.1.7"))
