@@ -210,6 +210,7 @@ def _show(output: Output, report: Report) -> None:
         *(kind.upper() for kind in KINDS),
         "AGENTS",
         "PROBE",
+        "POLICY",
         "KEPT OUT",
     )
     output.table(columns, [_row(line) for line in report.peers])
@@ -218,16 +219,35 @@ def _show(output: Output, report: Report) -> None:
             output.warn(f"{line.name}: {line.reason}")
         for waiting in line.agents.waiting:
             output.line(f"    {waiting.node}: {waiting.reason}")
-        for example in line.quarantined.examples:
-            output.line(f"    kept out: {example}")
-        if line.quarantined.total > len(line.quarantined.examples):
-            for reason, count in sorted(line.quarantined.by_reason.items()):
-                output.line(f"    kept out in all: {count} x {reason}")
-        if line.usage.throttled:
-            output.warn(
-                f"{line.name}: changes faster than spec.quota.changesPerSecond ({line.quota.changes_per_second}), so "
-                "it is read more slowly and what it says arrives late"
-            )
+        for text in kept_out(line.quarantined):
+            output.line(f"    {text}")
+        for text in quota_warnings(line):
+            output.warn(f"{line.name}: {text}")
+
+
+def kept_out(quarantined: PeerQuarantine) -> list[str]:
+    """What is kept out of a peer's records: examples, and when these are not all, how many there are of each reason."""
+    lines = [f"kept out: {example}" for example in quarantined.examples]
+    if quarantined.total > len(quarantined.examples):
+        lines += [f"kept out in all: {count} x {reason}" for reason, count in sorted(quarantined.by_reason.items())]
+    return lines
+
+
+def quota_warnings(line: PeerLine) -> list[str]:
+    """What a peer's quota holds back now."""
+    warnings = [
+        f"all of spec.quota.{name} ({most}) is used, what the peer announces beyond it waits: raise it if that is right"
+        for name, used, most in (
+            ("records", line.usage.records, line.quota.records),
+            ("bytes", line.usage.bytes, line.quota.bytes),
+        )
+        if used >= most or any(reason.endswith(f"quota of {name}") for reason in line.quarantined.by_reason)
+    ]
+    if line.usage.throttled:
+        warnings.append(
+            f"changes faster than spec.quota.changesPerSecond ({line.quota.changes_per_second}): it comes late"
+        )
+    return warnings
 
 
 def _row(line: PeerLine) -> Sequence[str]:
@@ -244,5 +264,6 @@ def _row(line: PeerLine) -> Sequence[str]:
         *(f"{line.records[kind].mirrored}/{line.records[kind].applied}" for kind in KINDS),
         f"{line.agents.ready}/{line.agents.total}",
         probe,
+        line.policy or "-",
         str(line.quarantined.total),
     )

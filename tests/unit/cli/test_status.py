@@ -5,8 +5,17 @@ import pytest
 
 from clustermesh.cli.mesh import ALIVE, parse_agents
 from clustermesh.cli.readiness import why_not_ready
-from clustermesh.cli.status import make_report
-from clustermesh.kube.objects import Condition, ConfigMap, PeerAgents, PeerRecords, WaitingAgent
+from clustermesh.cli.status import kept_out, make_report, quota_warnings
+from clustermesh.kube.objects import (
+    Condition,
+    ConfigMap,
+    PeerAgents,
+    PeerQuarantine,
+    PeerQuota,
+    PeerRecords,
+    PeerUsage,
+    WaitingAgent,
+)
 from tests.unit.cli.views import NOW, cluster, peer
 
 RED = cluster("red", 1)
@@ -73,3 +82,41 @@ def test_records_that_an_agent_cannot_read_are_named_with_their_node() -> None:
     }
     report = make_report("red", {}, parse_agents(ConfigMap(data=data)), NOW)
     assert report.undecodable == {"red-1": ("clustermesh/services/v1/a/b",)}
+
+
+def test_what_is_kept_out_is_told_by_examples_and_beyond_them_by_numbers() -> None:
+    few = PeerQuarantine(total=1, by_reason={"odd": 1}, examples=("nodes/a: odd",))
+    assert kept_out(few) == ["kept out: nodes/a: odd"]
+    many = PeerQuarantine(total=20_001, by_reason={"rare": 1, "odd": 20_000}, examples=("nodes/a: odd",))
+    assert kept_out(many) == [
+        "kept out: nodes/a: odd",
+        "kept out in all: 20000 x odd",
+        "kept out in all: 1 x rare",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("usage", "reasons", "said"),
+    [
+        (PeerUsage(records=9, bytes=99), {}, []),
+        (PeerUsage(records=10, bytes=99), {}, ["all of spec.quota.records (10) is used"]),
+        (PeerUsage(records=9, bytes=90), {"over the quota of bytes": 1}, ["all of spec.quota.bytes (100) is used"]),
+        (PeerUsage(throttled=True), {}, ["changes faster than spec.quota.changesPerSecond (5)"]),
+    ],
+)
+def test_a_quota_that_holds_something_back_is_named(usage: PeerUsage, reasons: dict[str, int], said: list[str]) -> None:
+    of = peer(RED)
+    quota = PeerQuota(records=10, bytes=100, changes_per_second=5)
+    of = msgspec.structs.replace(
+        of,
+        spec=msgspec.structs.replace(of.spec, quota=quota),
+        status=msgspec.structs.replace(
+            of.status, policy="strict", usage=usage, quarantined=PeerQuarantine(by_reason=reasons)
+        ),
+    )
+    green = cluster("green", 2, peers=(of,))
+    (line,) = make_report("green", green.peers, green.agents, NOW).peers
+    assert line.policy == "strict"
+    warnings = quota_warnings(line)
+    assert len(warnings) == len(said)
+    assert all(warning.startswith(start) for warning, start in zip(warnings, said, strict=True))
