@@ -23,7 +23,7 @@ from clustermesh.wire.endpoint_slices import ClusterEndpointSlice
 from clustermesh.wire.errors import RecordError
 from clustermesh.wire.identity import MINIMAL_ALLOCATION, Reserved
 from clustermesh.wire.keys import Kind
-from clustermesh.wire.ranges import Range, node_number_of, number_of, text_of
+from clustermesh.wire.ranges import Range, number_of, text_of
 from clustermesh.wire.records import AddressRecord, Node, ServiceExport, ServiceRecord
 from clustermesh.wire.validation import Claimant
 
@@ -245,7 +245,7 @@ class Admission:
         mine, other = claims.at(me, *found)
         if other is not None:
             return _belongs("address", other)
-        host = node_number_of(record.host_ip) if record.host_ip else None
+        host = number_of(record.host_ip) if record.host_ip else None
         if self.strict:
             if record.identity >= MINIMAL_ALLOCATION or record.identity in _POD_IDENTITIES:
                 if not mine:
@@ -314,17 +314,20 @@ class Admission:
     def _admit(self, kind: Kind, name: str, value: bytes, record: _Record) -> None:
         in_force = self._in_force[kind]
         before = in_force.get(name)
-        mentioned = self._texts(kind, name) if before is not None or self.quarantine.get(kind, name) else ()
-        self._release(kind, name)
+        mentioned: Collection[str] = ()
+        if before is not None or self.quarantine.get(kind, name) is not None:
+            mentioned = self._texts(kind, name)
+            self._release(kind, name)
         in_force[name] = value
         size = len(name)
         self.usage.replace(None if before is None else size + len(before), size + len(value))
         if before is not None and len(before) > len(value):
             self._ease()
         self._mention(kind, name, mentioned, _mentions(name, record))
-        if isinstance(record, Node):
+        if kind is Kind.ADDRESSES:
+            self._settle_stray(kind, name)
+        elif isinstance(record, Node):
             self._claims.hold(self.peer.name, name, validation.node_ranges(record))
-        self._settle_stray(kind, name)
         self._sink.put(kind, name, value)
         self._moved = True
 
@@ -385,7 +388,7 @@ class Admission:
 
     def _settle_stray(self, kind: Kind, name: str) -> None:
         """A lenient peer's address outside of its ranges is a claim of its own."""
-        if kind is Kind.ADDRESSES and not self.strict and (found := number_of(name)) is not None:
+        if not self.strict and kind is Kind.ADDRESSES and (found := number_of(name)) is not None:
             mine, _ = self._claims.at(self.peer.name, *found)
             if mine:
                 self._claims.release_stray(self.peer.name, *found)
@@ -464,7 +467,11 @@ class Admission:
         if kind is not Kind.ADDRESSES:
             self._by_backend.setdefault(text, set()).add((kind, name))
         elif text != name:
-            self._by_host.setdefault(text, set()).add(name)
+            hosted = self._by_host.get(text)
+            if hosted is not None:  # and is indexed: most pods share their node
+                hosted.add(name)
+                return
+            self._by_host[text] = {name}
         self._mentioned.add(text)
 
     def _unlink(self, kind: Kind, name: str, text: str) -> None:
@@ -517,7 +524,7 @@ def _slice_addresses(record: ClusterEndpointSlice) -> Iterable[str]:
 def _spelling(address: str) -> str:
     if ":" not in address:
         return address
-    found = node_number_of(address)
+    found = number_of(address)
     return text_of(*found) if found is not None else address
 
 

@@ -16,7 +16,8 @@ from clustermesh.wire.ranges import Range
 # Addresses that nobody has: an owner whom no cluster can be called like.
 NOBODY = ""
 _SPECIAL = (
-    *("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32"),
+    *("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "255.255.255.255/32"),
+    *(f"{first}.0.0.0/8" for first in range(224, 240)),  # multicast; one prefix length less to look at
     *("::/128", "::1/128", "::ffff:0:0/96", "fe80::/10", "ff00::/8"),
 )
 

@@ -38,6 +38,8 @@ class Range(NamedTuple):
         return f"{text_of(self.version, self.first)}/{self.prefix_length}"
 
 
+# An address is asked for several times while its record is judged, and that of a node by all of its pods.
+@lru_cache(maxsize=8192)
 def number_of(text: str) -> tuple[int, int] | None:
     """IP version and number of an address; None for a text that is no address."""
     try:
@@ -46,10 +48,6 @@ def number_of(text: str) -> tuple[int, int] | None:
         return 4, int.from_bytes(inet_pton(AF_INET, text), "big")
     except (OSError, ValueError):
         return None
-
-
-# The same for addresses that come again and again: those of nodes.
-node_number_of = lru_cache(maxsize=32768)(number_of)
 
 
 def text_of(version: int, number: int) -> str:

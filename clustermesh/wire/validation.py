@@ -13,7 +13,7 @@ from clustermesh.wire.endpoint_slices import ClusterEndpointSlice
 from clustermesh.wire.errors import RecordError
 from clustermesh.wire.identity import MINIMAL_ALLOCATION, Numbering
 from clustermesh.wire.keys import Kind
-from clustermesh.wire.ranges import Range, node_number_of, number_of, text_of
+from clustermesh.wire.ranges import Range, number_of, text_of
 from clustermesh.wire.records import AddressRecord, Node, PortMaps, ServiceExport, ServiceRecord
 
 # Bytes of a key below its prefix. The longest names of Kubernetes, a namespace's and a slice's, make 317.
@@ -100,7 +100,7 @@ def check_address(peer: Claimant, key_tail: str, record: AddressRecord) -> str |
     if record.ip != key_tail:
         return "address differs from key"
     found = number_of(key_tail)
-    if found is None or (record.host_ip and node_number_of(record.host_ip) is None):
+    if found is None or (record.host_ip and number_of(record.host_ip) is None):
         return "malformed address"
     # Two keys for one address would contradict each other; of IPv4 the parser knows one spelling alone.
     if found[0] == 6 and text_of(*found) != key_tail:
