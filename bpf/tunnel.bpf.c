@@ -9,10 +9,30 @@
 #include "lib/mtu.h"
 #include "lib/probe.h"
 
+/* May this address of that node speak under this identity?
+ *
+ * Numbers above the reserved ones say whose they are. Reserved ones belong to no cluster: a node
+ * speaks as a node, or for the world when it hands on what came from there, by an address of its
+ * own; a helper of a Cilium node (health, ingress) or a well-known pod has such a number in its
+ * record and speaks under that alone. Whoever is known by a node's range alone has no record. */
+static __always_inline bool identity_fits(const struct cm_config *cfg, __u32 identity,
+					  const struct cm_node_value *node,
+					  const struct cm_ipcache_value *from)
+{
+	if (likely(identity >= IDENTITY_RESERVED_LIMIT))
+		return identity >> (cfg->identity_shift & 31) == node->cluster_id &&
+		       !(from->flags & CM_IPCACHE_NODE);
+	if (from->identity >= IDENTITY_RESERVED_LIMIT || from->flags & CM_IPCACHE_CIDR)
+		return false;
+	if (identity == IDENTITY_WORLD || identity == IDENTITY_WORLD_IPV4)
+		return from->identity == IDENTITY_REMOTE_NODE;
+	return identity == IDENTITY_REMOTE_NODE || identity == from->identity;
+}
+
 /* Is the sender who it says it is? 0, or the reason to drop.
  *
- * The outer source must be a peer's node, the identity one of that peer's cluster (or "remote
- * node"), and the inner source an address that lives on that very node. */
+ * The outer source must be a peer's node, the inner source an address that lives on that very
+ * node, and the identity one that this address may have. */
 static __always_inline enum cm_code sender_refused(const struct cm_config *cfg,
 						   const struct sighting *seen,
 						   const struct cm_ipcache_value **source)
@@ -22,9 +42,6 @@ static __always_inline enum cm_code sender_refused(const struct cm_config *cfg,
 
 	if (!node)
 		return CM_DROP_UNKNOWN_NODE;
-	if (seen->identity != IDENTITY_REMOTE_NODE &&
-	    seen->identity >> (cfg->identity_shift & 31) != node->cluster_id)
-		return CM_DROP_FOREIGN_IDENTITY;
 	from = ipcache_lookup(seen->packet->saddr);
 	if (!from || from->cluster_id != node->cluster_id)
 		return CM_DROP_UNKNOWN_SOURCE;
@@ -34,9 +51,7 @@ static __always_inline enum cm_code sender_refused(const struct cm_config *cfg,
 	} else if (!(from->flags & CM_IPCACHE_NODE)) {
 		return CM_DROP_UNKNOWN_SOURCE;
 	}
-	/* Nodes speak as nodes, pods as pods. */
-	if (seen->identity == IDENTITY_REMOTE_NODE ? from->identity >= IDENTITY_RESERVED_LIMIT
-						   : !!(from->flags & CM_IPCACHE_NODE))
+	if (!identity_fits(cfg, seen->identity, node, from))
 		return CM_DROP_FOREIGN_IDENTITY;
 	*source = from;
 	return 0;

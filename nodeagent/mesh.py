@@ -301,7 +301,7 @@ class Mesh:
                         pods += self.pods.put(tail, "", None)
                 else:
                     record = decode(AddressRecord, raw)
-                    if record.ip != tail and (record.mask is None or record.ip != tail.partition("/")[0]):
+                    if tail != (record.ip if record.mask is None else record.range()):
                         raise RecordError(f"the record's address {record.ip!r} differs from its key")
                     append((key, value_of(record)))
                     if not foreign:

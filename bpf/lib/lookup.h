@@ -4,7 +4,9 @@
 
 #include "maps.h"
 
+#define IDENTITY_WORLD		2
 #define IDENTITY_REMOTE_NODE	6
+#define IDENTITY_WORLD_IPV4	9 /* what dual-stack nodes call IPv4's part of the world */
 #define IDENTITY_RESERVED_LIMIT 256
 
 static __always_inline const struct cm_ipcache_value *ipcache_lookup(__be32 addr)

@@ -149,7 +149,7 @@ class AddressRecord(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
     """`cilium/state/ip/v1/default/<ip>`: who owns an address and behind which node it is."""
 
     ip: str = msgspec.field(name="IP")
-    mask: str | None = None  # base64; null for a single address
+    mask: str | None = None  # base64; null for a single address. No API server writes any other.
     host_ip: str = msgspec.field(name="HostIP", default="")
     identity: int = msgspec.field(name="ID", default=0)
     key: int = 0
@@ -159,6 +159,14 @@ class AddressRecord(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
     service_account: str | msgspec.UnsetType = msgspec.field(name="K8sServiceAccount", default=msgspec.UNSET)
     # Written by agents that share identities through etcd, never by an API server.
     named_ports: tuple[NamedPort, ...] | msgspec.UnsetType = msgspec.field(name="NamedPorts", default=msgspec.UNSET)
+
+    def range(self) -> str:
+        """How the key of a record with a mask ends: `address/length`, or the address where the mask is whole.
+
+        RecordError when the two make no range.
+        """
+        network = Cidr(self.ip, self.mask or "").network()
+        return self.ip if network.prefixlen == network.max_prefixlen else str(network)
 
 
 class Port(msgspec.Struct, frozen=True, gc=False, rename="pascal"):

@@ -10,16 +10,31 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 
 from nodeagent.datapath import abi, bpf
-from nodeagent.datapath.abi import AddressKey, Code, Event, EventType, IpcacheFlag, IpcacheKey, IpcacheValue, Map, Point
+from nodeagent.datapath.abi import (
+    AddressKey,
+    Code,
+    Config,
+    Event,
+    EventType,
+    IpcacheFlag,
+    IpcacheKey,
+    IpcacheValue,
+    Map,
+    Point,
+)
 from tests.system.datapath.lab import TUNNEL_MTU, Node, count, events, inside, run, socket_in
 from tests.system.datapath.packets import ETHERNET, MSS_1460, SYN, echo, ipv4, tcp, udp
 
 NEXT, DROP = -1, 2
 POD, REMOTE, NODE, REMOTE_NODE = "10.1.1.10", "10.2.1.10", "10.250.0.1", "10.250.0.2"
 STRANGER, ELSEWHERE = "10.250.0.66", "10.250.0.3"
+# Addresses that a Cilium node has among its pods', and one of a pod with a number of its own in every cluster.
+INTERNAL, HEALTH, INGRESS, WELL_KNOWN = "10.2.1.1", "10.2.1.250", "10.2.1.251", "10.2.1.53"
+UNANNOUNCED = "10.2.1.77"
 REMOTE_IDENTITY = 2 << 16 | 10
 
 
@@ -32,6 +47,9 @@ def more_addresses(nodes: tuple[Node, Node]) -> None:
     a.write(Map.NODES, AddressKey(ELSEWHERE), abi.NodeValue(2))
     third = IpcacheFlag.REMOTE_CLUSTER | IpcacheFlag.NODE
     a.write(Map.IPCACHE, IpcacheKey.host(ELSEWHERE), IpcacheValue(6, "", 2, third))
+    for address, identity in ((INTERNAL, 6), (HEALTH, 4), (INGRESS, 8), (WELL_KNOWN, 104)):
+        inner = IpcacheValue(identity, REMOTE_NODE, 2, IpcacheFlag.REMOTE_CLUSTER)
+        a.write(Map.IPCACHE, IpcacheKey.host(address), inner)
 
 
 @pytest.fixture
@@ -68,7 +86,7 @@ class Arrival:
 PROBE = abi.PROBE_PAYLOAD.pack(abi.PROBE_MAGIC, abi.PROBE_REQUEST, 1, 2)
 ARRIVALS = [
     Arrival("a remote pod", REMOTE_IDENTITY, udp((REMOTE, 5), (POD, 6)), Code.TO_POD),
-    Arrival("a pod known by its node's network alone", 2 << 16 | 5, udp(("10.2.1.77", 5), (POD, 6)), Code.TO_POD),
+    Arrival("a pod known by its node's network alone", 2 << 16 | 5, udp((UNANNOUNCED, 5), (POD, 6)), Code.TO_POD),
     Arrival("a remote node", 6, udp((REMOTE_NODE, 5), (POD, 6)), Code.TO_POD),
     Arrival("a remote pod to the node itself", REMOTE_IDENTITY, udp((REMOTE, 5), (NODE, 6)), Code.TO_NODE),
     Arrival("a tunnel endpoint that is no node", REMOTE_IDENTITY, echo(REMOTE, POD), Code.DROP_UNKNOWN_NODE, STRANGER),
@@ -94,7 +112,36 @@ ARRIVALS = [
 ]
 
 
-@pytest.mark.parametrize("case", ARRIVALS, ids=lambda case: case.what)
+# What a Cilium node sends: under which number, from which of its addresses.
+OF_CILIUM = [
+    Arrival("a node's own traffic", 6, udp((INTERNAL, 5), (POD, 6)), Code.TO_POD),
+    Arrival("a node that pings a pod", 6, echo(INTERNAL, POD), Code.TO_POD),
+    Arrival("a node that pings this node", 6, echo(INTERNAL, NODE), Code.TO_NODE),
+    Arrival("a node that answers a ping", 6, echo(INTERNAL, POD, reply=True), Code.TO_POD),
+    Arrival("a node by its outer address", 6, tcp((REMOTE_NODE, 5), (POD, 6), SYN), Code.TO_POD),
+    Arrival("a client of a node's port", 2, tcp((INTERNAL, 5), (POD, 6), SYN), Code.TO_POD),
+    Arrival("the same on two stacks", 9, tcp((INTERNAL, 5), (POD, 6), SYN), Code.TO_POD),
+    Arrival("the same by the outer address", 2, tcp((REMOTE_NODE, 5), (POD, 6), SYN), Code.TO_POD),
+    Arrival("a health check of a pod", 4, echo(HEALTH, POD), Code.TO_POD),
+    Arrival("a health check of this node", 4, tcp((HEALTH, 5), (NODE, 4240), SYN), Code.TO_NODE),
+    Arrival("an ingress proxy", 8, tcp((INGRESS, 5), (POD, 6), SYN), Code.TO_POD),
+    Arrival("a well-known pod", 104, udp((WELL_KNOWN, 53), (POD, 6)), Code.TO_POD),
+    Arrival("a pod's request that went through its proxy", REMOTE_IDENTITY, echo(INTERNAL, POD), Code.TO_POD),
+    Arrival("a pod that pings", REMOTE_IDENTITY, echo(REMOTE, POD), Code.TO_POD),
+    Arrival("the host's number, which never travels", 1, echo(INTERNAL, POD), Code.DROP_FOREIGN_IDENTITY),
+    Arrival("no number", 0, echo(INTERNAL, POD), Code.DROP_FOREIGN_IDENTITY),
+    Arrival("a node that calls itself its health check", 4, echo(INTERNAL, POD), Code.DROP_FOREIGN_IDENTITY),
+    Arrival("a pod that calls itself a health check", 4, echo(REMOTE, POD), Code.DROP_FOREIGN_IDENTITY),
+    Arrival("a pod that calls itself well-known", 104, echo(REMOTE, POD), Code.DROP_FOREIGN_IDENTITY),
+    Arrival("the world by an address nobody announced", 2, echo(UNANNOUNCED, POD), Code.DROP_FOREIGN_IDENTITY),
+    Arrival("the world by a health address", 2, echo(HEALTH, POD), Code.DROP_FOREIGN_IDENTITY),
+    Arrival("a node by an address nobody announced", 6, echo(UNANNOUNCED, POD), Code.DROP_FOREIGN_IDENTITY),
+    Arrival("a node's address behind another node", 6, echo(INTERNAL, POD), Code.DROP_UNKNOWN_SOURCE, ELSEWHERE),
+    Arrival("a health check behind another node", 4, echo(HEALTH, POD), Code.DROP_UNKNOWN_SOURCE, ELSEWHERE),
+]
+
+
+@pytest.mark.parametrize("case", [*ARRIVALS, *OF_CILIUM], ids=lambda case: case.what)
 def test_what_arrives(nodes: tuple[Node, Node], arrivals: list[Event], case: Arrival) -> None:
     a, b = nodes
     before = count(a, case.code)
@@ -104,6 +151,47 @@ def test_what_arrives(nodes: tuple[Node, Node], arrivals: list[Event], case: Arr
     assert event.type == (EventType.DROP if case.code.is_drop else EventType.TRACE)
     assert (event.identity, event.outer) == (case.vni, case.outer)
     assert count(a, case.code) == before + 1
+
+
+@pytest.mark.parametrize(("vni", "source"), [(6, INTERNAL), (4, HEALTH), (REMOTE_IDENTITY, REMOTE)])
+@pytest.mark.parametrize("destination", [POD, NODE])
+def test_a_frame_for_the_senders_own_veth_is_delivered(
+    nodes: tuple[Node, Node], vni: int, source: str, destination: str
+) -> None:
+    """Cilium leaves the inner Ethernet addresses as they were on its side."""
+    a, b = nodes
+    namespace = a.namespace if destination == NODE else a.pods[0].namespace
+    with socket_in(namespace, socket.SOCK_DGRAM) as receiver:
+        receiver.bind((destination, 7000))
+        inner = udp((source, 5), (destination, 7000), source.encode())
+        tunnel(b, vni, bytes.fromhex("0e1122334455") + bytes.fromhex("ca0011223344") + inner[12:])
+        assert receiver.recvfrom(100) == (source.encode(), (source, 5))
+
+
+@pytest.mark.parametrize(("cluster_id", "shift", "most"), [(255, 16, 65535), (300, 15, 32767), (511, 15, 32767)])
+def test_clusters_up_to_the_last_number_are_told_apart(
+    nodes: tuple[Node, Node], cluster_id: int, shift: int, most: int
+) -> None:
+    """With 511 clusters the cluster's number has nine bits: in identities, and in every map."""
+    a, b = nodes
+    far, remote = "10.9.1.5", IpcacheFlag.REMOTE_CLUSTER
+    config = Config.unpack(a.datapath.maps[Map.CONFIG].lookup(bytes(4)) or b"")
+    a.datapath.configure(msgspec.structs.replace(config, identity_shift=shift))
+    a.write(Map.NODES, AddressKey(ELSEWHERE), abi.NodeValue(cluster_id))
+    a.write(Map.IPCACHE, IpcacheKey.host(far), IpcacheValue(cluster_id << shift | most, ELSEWHERE, cluster_id, remote))
+    try:
+        for identity, code in (
+            (cluster_id << shift | most, Code.TO_POD),
+            (cluster_id << shift, Code.TO_POD),
+            ((cluster_id - 1) << shift | most, Code.DROP_FOREIGN_IDENTITY),
+            ((cluster_id & 255) << 16 | 7 if shift == 15 else 7 << 16, Code.DROP_FOREIGN_IDENTITY),
+        ):
+            events(a)
+            tunnel(b, identity, udp((far, 5), (POD, 6)), ELSEWHERE)
+            assert (identity, next_event(a).reason) == (identity, code.label)
+    finally:
+        a.datapath.configure(config)
+        a.write(Map.NODES, AddressKey(ELSEWHERE), abi.NodeValue(2))
 
 
 def test_a_drop_tells_which_packet_it_was(nodes: tuple[Node, Node], arrivals: list[Event]) -> None:

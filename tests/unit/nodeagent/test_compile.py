@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clustermesh.wire import records
 from clustermesh.wire.errors import RecordError
 from clustermesh.wire.private import LocalService
-from clustermesh.wire.records import Port
+from clustermesh.wire.records import Node, Port
 from nodeagent.compile.ipcache import Addresses, address_key
 from nodeagent.compile.nodes import compile_node
 from nodeagent.compile.services import Offer, compile_service
@@ -24,6 +25,7 @@ from nodeagent.datapath.abi import (
     ServiceKey,
 )
 from tests.unit.nodeagent.records_of import HERE, address, local, node, ports
+from tests.unit.wire.test_golden import EXPORTED
 
 REMOTE = IpcacheFlag.REMOTE_CLUSTER
 
@@ -59,6 +61,9 @@ def test_any_text_has_a_key_or_is_refused(tail: str) -> None:
         (True, 131079, "192.0.2.1", IpcacheValue(131079, "192.0.2.1", 2, REMOTE)),
         (True, 131079, "", IpcacheValue(131079, "", 2, REMOTE)),
         (True, 1, "192.0.2.1", IpcacheValue(6, "192.0.2.1", 2, REMOTE)),
+        (True, 4, "192.0.2.1", IpcacheValue(4, "192.0.2.1", 2, REMOTE)),
+        (True, 7, "192.0.2.1", IpcacheValue(7, "192.0.2.1", 2, REMOTE)),
+        (True, 104, "192.0.2.1", IpcacheValue(104, "192.0.2.1", 2, REMOTE)),
         (True, 0, "192.0.2.1", None),
         (False, 65543, "192.0.2.1", IpcacheValue(65543, "", 2)),
     ],
@@ -84,6 +89,26 @@ def test_a_peers_node_is_an_outer_address_a_remote_node_and_a_way_to_its_pods() 
     assert entries.routes == {"10.2.1.0/24": "192.0.2.1"}
     assert entries.probe == "192.0.2.1"
     assert not entries.endpoints
+
+
+def test_a_cilium_node_has_an_entry_for_each_of_its_addresses_and_ranges() -> None:
+    raw = EXPORTED["cilium/state/nodes/v1/cluster1/node-a"].encode()
+    entries = compile_node(HERE, 2, records.decode(Node, raw))
+    tunnel = "172.18.0.11"
+    expected = {
+        IpcacheKey.host(ip): IpcacheValue(6, "", 2, REMOTE | IpcacheFlag.NODE)
+        for ip in ("172.18.0.11", "fc00:c111::b", "203.0.113.11")
+    }
+    for identity, inner in {
+        6: ("10.1.0.1", "fd00:10:1::1"),  # the node among its pods
+        4: ("10.1.0.250", "fd00:10:1::fa"),  # health
+        8: ("10.1.0.251", "fd00:10:1::fb"),  # ingress
+    }.items():
+        expected |= {IpcacheKey.host(ip): IpcacheValue(identity, tunnel, 2, REMOTE) for ip in inner}
+    for ip, length in (("10.1.0.0", 24), ("10.1.100.0", 24), ("fd00:10:1::", 96)):
+        expected[IpcacheKey(ip, length)] = IpcacheValue(2, tunnel, 2, REMOTE | IpcacheFlag.CIDR)
+    assert entries.ipcache == {key.pack(): value.pack() for key, value in expected.items()}
+    assert entries.routes == dict.fromkeys(("10.1.0.0/24", "10.1.100.0/24", "fd00:10:1::/96"), tunnel)
 
 
 def test_this_node_is_the_host_and_its_neighbour_is_not() -> None:

@@ -144,6 +144,37 @@ async def test_a_record_under_anothers_key_is_kept_out() -> None:
     assert not any((await world.kernel()).values())
 
 
+async def test_a_range_is_an_entry_of_its_length_below_those_of_its_addresses() -> None:
+    world = World()
+    record = msgspec.structs.replace(address("10.2.64.0", "192.0.2.2", 131080), mask="///AAA==")
+    world.feed("green", Kind.ADDRESSES, of("green", Kind.ADDRESSES, "10.2.64.0/18", record), POD)
+    ipcache = (await world.kernel())[Map.IPCACHE]
+    assert IpcacheValue.unpack(ipcache[IpcacheKey("10.2.64.0", 18).pack()]).identity == 131080
+    assert IpcacheValue.unpack(ipcache[IpcacheKey.host("10.2.1.5").pack()]).identity == 131079
+    for tail, mask in (("10.2.64.0/19", "///AAA=="), ("10.2.64.0", "///AAA=="), ("10.2.64.0/18", "AAA")):
+        bad = msgspec.structs.replace(record, mask=mask)
+        world.feed("green", Kind.ADDRESSES, of("green", Kind.ADDRESSES, tail, bad))
+    assert len(world.mesh.rejected) == 3
+    whole = msgspec.structs.replace(record, mask="/////w==")
+    world.feed("green", Kind.ADDRESSES, of("green", Kind.ADDRESSES, "10.2.64.0", whole))
+    assert len(world.mesh.rejected) == 2
+    assert IpcacheKey.host("10.2.64.0").pack() in (await world.kernel())[Map.IPCACHE]
+    world.feed("green", Kind.ADDRESSES, of("green", Kind.ADDRESSES, "10.2.64.0/18", None))
+    assert IpcacheKey("10.2.64.0", 18).pack() not in (await world.kernel())[Map.IPCACHE]
+
+
+async def test_a_pod_whose_node_is_not_known_yet_is_known_by_its_record() -> None:
+    """Nodes, addresses and identities of a peer arrive in any order."""
+    world, other_way = World(), World()
+    world.feed("green", Kind.ADDRESSES, POD)
+    value = (await world.kernel())[Map.IPCACHE][IpcacheKey.host("10.2.1.5").pack()]
+    assert (IpcacheValue.unpack(value).identity, IpcacheValue.unpack(value).tunnel) == (131079, "192.0.2.2")
+    world.feed("green", Kind.NODES, GREEN_1)
+    other_way.feed("green", Kind.NODES, GREEN_1)
+    other_way.feed("green", Kind.ADDRESSES, POD)
+    assert await world.kernel() == await other_way.kernel()
+
+
 async def test_the_own_cluster_wins_an_address_that_a_peer_claims() -> None:
     world = World()
     world.feed("green", Kind.ADDRESSES, POD)
