@@ -29,6 +29,9 @@ from nodeagent.mesh import Cluster, Mesh
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.5
+# Keys a page of a list. Two pages stand in memory at once, and what they took is not given back: with 10,000 an agent
+# keeps 700 bytes an address instead of 550, and reads 95,000 records/s instead of 65,000.
+_PAGE = 4000
 # Whether a mesh has 255 or 511 clusters concerns the API server; no identity can carry more.
 _ANY_CLUSTER = Numbering(511)
 
@@ -230,7 +233,7 @@ class Feeds:
             await self._stands(watched.canary)
             apply(watched, gate.release())
 
-        feed = Feed(self._connection, watched.prefix)
+        feed = Feed(self._connection, watched.prefix, page=_PAGE)
         releasing: asyncio.Task[None] | None = None
         async with aclosing(feed.batches()) as batches:
             async for batch in batches:
