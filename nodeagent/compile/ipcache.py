@@ -38,7 +38,8 @@ class Addresses:
     def _make(self, record: AddressRecord) -> bytes:
         # A peer's own host is a remote node to everybody else.
         identity = Reserved.REMOTE_NODE if record.identity == Reserved.HOST else record.identity
-        tunnel = record.host_ip if self._foreign else ""
+        # The tunnel's outer packets are IPv4: what is behind a node of another family is known, but not reached.
+        tunnel = record.host_ip if self._foreign and ":" not in record.host_ip else ""
         flags = IpcacheFlag.REMOTE_CLUSTER if self._foreign else IpcacheFlag.NONE
         try:
             return IpcacheValue(identity, tunnel, self._cluster_id, flags, record.key).pack()

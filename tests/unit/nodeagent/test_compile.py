@@ -60,6 +60,7 @@ def test_any_text_has_a_key_or_is_refused(tail: str) -> None:
     [
         (True, 131079, "192.0.2.1", IpcacheValue(131079, "192.0.2.1", 2, REMOTE)),
         (True, 131079, "", IpcacheValue(131079, "", 2, REMOTE)),
+        (True, 131079, "fd00::9", IpcacheValue(131079, "", 2, REMOTE)),  # the tunnel's outer packets are IPv4
         (True, 1, "192.0.2.1", IpcacheValue(6, "192.0.2.1", 2, REMOTE)),
         (True, 4, "192.0.2.1", IpcacheValue(4, "192.0.2.1", 2, REMOTE)),
         (True, 7, "192.0.2.1", IpcacheValue(7, "192.0.2.1", 2, REMOTE)),

@@ -205,6 +205,7 @@ AGENT_REPORTS = st.builds(
 PEER_SETTINGS = st.builds(
     private.PeerSettings, implementation=st.sampled_from(["clustermesh", "cilium"]) | TEXT, strict=st.booleans()
 )
+PEER_LISTS = st.builds(private.PeerList, peers=maps(TEXT, U32))
 
 # Every kind of value that is JSON, with an example of each field.
 JSON_RECORDS: Mapping[type, st.SearchStrategy[Any]] = {
@@ -216,6 +217,7 @@ JSON_RECORDS: Mapping[type, st.SearchStrategy[Any]] = {
     private.LocalService: LOCAL_SERVICES,
     private.AgentReport: AGENT_REPORTS,
     private.PeerSettings: PEER_SETTINGS,
+    private.PeerList: PEER_LISTS,
 }
 
 
