@@ -60,14 +60,13 @@ class JoinPlan(msgspec.Struct, frozen=True):
     credentials: str
 
     def __str__(self) -> str:
-        parts = [f"Secret {self.namespace}/{name} gets {', '.join(entries)}" for name, entries in self.secrets.items()]
-        if self.user:
-            parts.append(f"ConfigMap {self.namespace}/{REMOTE_USERS} lists {self.user}")
         mirror = "with" if self.kvstoremesh else "without"
-        return (
-            f"{self.context}: Cilium {self.version or 'of unknown version'} {mirror} KVStoreMesh: {'; '.join(parts)}; "
-            f"{self.cluster} reads it by {self.credentials}"
-        )
+        lines = [f"{self.context}: Cilium {self.version or 'of unknown version'} {mirror} KVStoreMesh"]
+        lines += [f"Secret {self.namespace}/{name} gets {', '.join(entries)}" for name, entries in self.secrets.items()]
+        if self.user:
+            lines.append(f"ConfigMap {self.namespace}/{REMOTE_USERS} lists {self.user}")
+        lines.append(f"{self.cluster} reads it by {self.credentials}")
+        return "\n    ".join(lines)
 
 
 class _Undo(NamedTuple):

@@ -155,7 +155,7 @@ async def test_without_its_authority_the_certificate_for_all_peers_serves(
     async with running(etcd, own, tmp_path, legacy=True) as pair:
         # Agents that never finish: what was done is undone, on both sides.
         pair.green.agents_work = False
-        ended = await pair.command("connect", "--timeout", "5", "--output", "json", context=NAME, destination="green")
+        ended = await pair.command("connect", "--timeout", "3", "--output", "json", context=NAME, destination="green")
         assert ended.status == 1
         assert ended.document["result"] == "failed", ended.out + ended.err
         assert any(AGENTS_SECRET in line for line in ended.document["rolled_back"])
