@@ -25,9 +25,9 @@ import msgspec
 
 from apiserver.health import Health
 from clustermesh.kube.client import KubeClient
-from clustermesh.kube.errors import Conflict, CredentialError, KubeError, NotFound
+from clustermesh.kube.errors import AlreadyExists, Conflict, CredentialError, KubeError, NotFound
 from clustermesh.kube.leases import LEASES, Lease, LeaseSpec, micro_time
-from clustermesh.kube.objects import SYSTEM_NAMESPACE, ObjectMeta
+from clustermesh.kube.objects import NAMESPACES, SYSTEM_NAMESPACE, Namespace, ObjectMeta
 from clustermesh.kube.reflector import Phase, Reflector, ReflectorState
 from clustermesh.kvstore.backoff import Backoff
 from clustermesh.kvstore.errors import KvError
@@ -283,7 +283,7 @@ class Election:
             return False
         wanted = claimed(lease, self._holder, self._timing.lease_duration, time.time())
         try:
-            self._held = await (self._client.create if lease is None else self._client.replace)(LEASES, wanted)
+            self._held = await self._write(lease, wanted)
         except Conflict:
             return False
         return True
@@ -293,6 +293,21 @@ class Election:
             return await self._client.get(LEASES, LEASE_NAME, SYSTEM_NAMESPACE)
         except NotFound:
             return None
+
+    async def _write(self, lease: Lease | None, wanted: Lease) -> Lease:
+        if lease is not None:
+            return await self._client.replace(LEASES, wanted)
+        try:
+            return await self._client.create(LEASES, wanted)
+        except NotFound:
+            await self._make_namespace()
+            return await self._client.create(LEASES, wanted)
+
+    async def _make_namespace(self) -> None:
+        """A cluster that the mesh was never installed in has none."""
+        with suppress(AlreadyExists):
+            await self._client.create(NAMESPACES, Namespace(metadata=ObjectMeta(name=SYSTEM_NAMESPACE)))
+            log.info("namespace %s made", SYSTEM_NAMESPACE)
 
     def _said(self, problem: str) -> None:
         if problem and problem != self._problem:
@@ -337,7 +352,7 @@ class Election:
                 raise LeadershipLost(self._loss(holder))
             wanted = claimed(lease, self._holder, self._timing.lease_duration, time.time())
             try:
-                self._held = await (self._client.create if lease is None else self._client.replace)(LEASES, wanted)
+                self._held = await self._write(lease, wanted)
                 return
             except (Conflict, NotFound) as error:
                 conflict = error

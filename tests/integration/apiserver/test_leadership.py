@@ -127,6 +127,15 @@ async def test_a_clean_stop_hands_over_at_once_and_a_restarted_replica_takes_ove
     assert not three.leading.is_set()
 
 
+async def test_the_first_replica_makes_the_namespace_that_its_lease_belongs_in(
+    start: Start, kubernetes: Cluster
+) -> None:
+    await kubernetes.kubectl("delete", "namespace", SYSTEM_NAMESPACE)
+    one = start("one")
+    await one.leading.wait()
+    assert (await the_lease(kubernetes)).spec.holder_identity == one._holder
+
+
 async def test_whoever_is_not_heard_of_for_the_leases_duration_is_replaced(start: Start, kubernetes: Cluster) -> None:
     one = start("one", SOON)
     await one.leading.wait()
