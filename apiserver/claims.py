@@ -161,6 +161,10 @@ class Claims:
         singles = self._held[version].get(0)
         return singles is not None and owner in singles.get(number, ())
 
+    def is_in_range(self, owner: str, version: int, number: int) -> bool:
+        """Whether an address lies in a range of `owner` that is more than a single address."""
+        return any(owner in level.get(number >> bits, ()) for bits, level in self._held[version].items() if bits)
+
     def conflict(self, owner: str, range: Range) -> Conflict | None:
         """Another owner of something that overlaps `range`, if there is one."""
         version, first, host_bits = range

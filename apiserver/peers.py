@@ -18,6 +18,7 @@ from apiserver.cluster import ClusterIdentity
 from apiserver.health import Health
 from apiserver.metrics import PeerFigures
 from apiserver.mirror import Mirror, PeerSpec, forget_peer
+from apiserver.own_claims import OwnClaims
 from apiserver.status import MirrorView, TrustView, agents_document, is_ready, summarise, timestamp, worth_writing
 from apiserver.users import EtcdUsers
 from clustermesh.kube.client import KubeClient
@@ -45,7 +46,6 @@ from clustermesh.wire.errors import RecordError
 from clustermesh.wire.keys import Kind
 from clustermesh.wire.names import check_cluster_name
 from clustermesh.wire.private import AgentReport, PeerList
-from clustermesh.wire.validation import node_ranges
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ class PeerManager:
         self.lease = lease
         self.grace = grace
         self.claims = Claims()
+        self._own_claims = OwnClaims(cluster.name, self.claims)
         self.users = users
         self.objects: dict[str, ClusterMeshPeer] = {}
         self.own_nodes_known = asyncio.Event()
@@ -141,6 +142,7 @@ class PeerManager:
             group.create_task(self.users.run())
             group.create_task(self._list.run())
             group.create_task(self._follow_own_nodes())
+            group.create_task(self._follow_own_pods())
             group.create_task(self._follow_reports())
             group.create_task(self._follow_objects(group))
             group.create_task(self._write_statuses())
@@ -254,9 +256,23 @@ class PeerManager:
         async for batch in Feed(self.connection, prefix).batches():
             for event in batch.events:
                 self._take_own_node(event.key.decode(errors="replace")[len(prefix) :], event.value)
+            self.claims.settle()
             if batch.synced:
                 self.own_nodes_known.set()
             self._all_changed()
+
+    async def _follow_own_pods(self) -> None:
+        """Our own pods, whose addresses no peer may claim either."""
+        await self.own_nodes_known.wait()
+        prefix = keys.state_prefix(Kind.ADDRESSES, self.cluster.name)
+        async for batch in Feed(self.connection, prefix).batches():
+            for event in batch.events:
+                address = event.key.decode(errors="replace")[len(prefix) :]
+                if event.value is None:
+                    self._own_claims.delete_pod(address)
+                else:
+                    self._own_claims.put_pod(address)
+            self.claims.settle()
 
     async def _own_nodes_exported(self) -> None:
         canary = keys.state_canary(Kind.NODES, self.cluster.name).encode()
@@ -268,14 +284,11 @@ class PeerManager:
     def _take_own_node(self, name: str, value: bytes | None) -> None:
         if value is None:
             self._nodes.discard(name)
-            self.claims.release(self.cluster.name, name)
-            self.claims.settle()
+            self._own_claims.delete_node(name)
             return
         self._nodes.add(name)
         try:
-            node = records.decode(records.Node, value)
-            self.claims.hold(self.cluster.name, name, node_ranges(node))
-            self.claims.settle()
+            self._own_claims.put_node(records.decode(records.Node, value))
         except RecordError as error:
             log.error("own node %s: %s", name, error)
 
