@@ -11,7 +11,8 @@ import pytest
 
 from clustermesh.kube.objects import CLUSTER_MESH_PEERS
 from clustermesh.kvstore.auth import AuthAdmin
-from clustermesh.wire import keys
+from clustermesh.wire import keys, records
+from clustermesh.wire.records import AddressRecord
 from tests.integration.apiserver.commands import Ended, merged_kubeconfig, run, serve_as, start
 from tests.integration.apiserver.meshes import MeshCluster, end
 from tests.integration.etcd_process import EtcdProcess
@@ -166,3 +167,33 @@ async def test_what_was_deleted_while_the_api_server_was_away_is_cleaned_up(mesh
 
 async def without_user(cluster: MeshCluster, name: str) -> bool:
     return name not in await AuthAdmin(cluster.etcd.connection()).users()
+
+
+async def test_policy_and_quota_of_a_connected_peer_are_changed_by_its_object(mesh: Mesh) -> None:
+    assert (await mesh.connect()).status == 0
+    red, green = mesh.red.etcd.connection(), mesh.green.etcd.connection()
+
+    def pod(ip: str) -> bytes:
+        return records.encode(AddressRecord(ip, host_ip="192.0.2.1", identity=1 << 16 | 1))
+
+    # One outside of red's ranges, and one that a pod of green has, outside of green's.
+    await green.put(keys.address("10.66.0.2"), b"{}")
+    for ip in ("10.66.0.1", "10.66.0.2"):
+        await red.put(keys.address(ip), pod(ip))
+
+    async def shows(policy: str, reasons: dict[str, int]) -> bool:
+        async with mesh.green.client() as client:
+            status = (await client.get(CLUSTER_MESH_PEERS, "red")).status
+        return status.policy == policy and status.quarantined.by_reason == reasons
+
+    outside, taken = "address outside the peer's pod CIDRs", "address belongs to cluster green"
+    await eventually(lambda: shows("strict", {outside: 1, taken: 1}), within=20)
+    for change, policy, reasons in (
+        ('{"spec":{"policy":"lenient"}}', "lenient", {taken: 1}),
+        ('{"spec":{"quota":{"records":2}}}', "lenient", {taken: 1, "over the quota of records": 1}),
+        ('{"spec":{"policy":null,"quota":null}}', "strict", {outside: 1, taken: 1}),
+    ):
+        await mesh.green.kubernetes.kubectl("patch", "clustermeshpeer", "red", "--type=merge", "-p", change)
+        await eventually(lambda policy=policy, reasons=reasons: shows(policy, reasons), within=20)  # type: ignore[misc]
+    ended = await mesh.command("status", "--context", "green")
+    assert f"kept out: addresses/10.66.0.2: {taken}" in ended.out
