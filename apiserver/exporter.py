@@ -301,8 +301,8 @@ class Exporter:
             while self._allocator.stage(name, public=public):
                 await self._outbox.flush(Kind.IDENTITIES)
             # Nothing is awaited from here on.
-            if self._namespaces.set(namespace):
-                self._services.touch(name)
+            if self._namespaces.set(namespace) and self._listed[NAMESPACES.plural].is_set():
+                self._services.touch(name)  # before that no service was compiled
             self._apply(self._pods.set_namespace(namespace, public=public))
             if self._address_places.turn:
                 self._vacated.clear()

@@ -46,12 +46,14 @@ class IdentityTable:
         self._labels: dict[int, str] = {}
         self._numbers: dict[str, tuple[int, ...]] = {}  # ascending; more than one only after a race
         self._reserved: set[int] = set()
+        self._of_namespace: dict[str, set[int]] = {}
 
     def __len__(self) -> int:
         return len(self._labels)
 
-    def items(self) -> Iterable[tuple[int, str]]:
-        return self._labels.items()
+    def of_namespace(self, namespace: str) -> dict[int, str]:
+        """Its numbers and what they mean."""
+        return {number: self._labels[number] for number in self._of_namespace.get(namespace, ())}
 
     def numbers(self) -> list[int]:
         return list(self._labels)
@@ -68,6 +70,7 @@ class IdentityTable:
         self.remove(number)
         self._labels[number] = text
         self._numbers[text] = tuple(sorted((*self._numbers.get(text, ()), number)))
+        self._of_namespace.setdefault(labels.namespace_of(text), set()).add(number)
         if number >= self._cursor:
             self._cursor = number + 1
 
@@ -76,6 +79,10 @@ class IdentityTable:
         text = self._labels.pop(number, None)
         if text is None:
             return
+        namespace = labels.namespace_of(text)
+        self._of_namespace[namespace].discard(number)
+        if not self._of_namespace[namespace]:
+            del self._of_namespace[namespace]
         twins = tuple(other for other in self._numbers[text] if other != number)
         if twins:
             self._numbers[text] = twins
@@ -213,8 +220,8 @@ class IdentityAllocator:
         """
         new = [
             number
-            for number, text in self.table.items()
-            if labels.namespace_of(text) == namespace and self._places.put(str(number), text.encode(), public=public)
+            for number, text in self.table.of_namespace(namespace).items()
+            if self._places.put(str(number), text.encode(), public=public)
         ]
         return bool(new)
 

@@ -3,10 +3,11 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 
 from clustermesh.kvstore.connection import Connection
 from clustermesh.kvstore.feed import Event, Feed
+from clustermesh.tasks import end
 from clustermesh.wire import keys
 from clustermesh.wire.keys import Kind
 from tests.integration.waiting import eventually
@@ -74,6 +75,4 @@ async def recording(connection: Connection) -> AsyncIterator[History]:
         if task.done():
             task.result()
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await end(task)

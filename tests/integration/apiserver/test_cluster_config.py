@@ -3,12 +3,12 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import suppress
 
 import pytest
 
 from apiserver.control import ControlKeys
 from clustermesh.kvstore.lease import Lease
+from clustermesh.tasks import end
 from clustermesh.wire import keys, records
 from clustermesh.wire.records import Capabilities, ClusterConfig
 from tests.integration.apiserver.exporting import RED, Store
@@ -45,9 +45,7 @@ async def control(etcd: EtcdProcess) -> AsyncIterator[ControlKeys]:
     try:
         yield control
     finally:
-        running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
+        await end(running)
 
 
 async def test_a_foreign_hand_is_put_right_at_once_and_named(

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 
 import pytest
 
 from clustermesh.kvstore.connection import Connection
+from clustermesh.tasks import end
 from clustermesh.wire import keys
 from clustermesh.wire.keys import Kind
 from nodeagent.datapath.abi import IpcacheKey, Map
@@ -58,9 +58,7 @@ async def agent(etcd: EtcdProcess) -> AsyncIterator[Agent]:
     try:
         yield agent
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await end(task)
 
 
 async def seen_by_peers(store: Store) -> set[str]:

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
 
 from clustermesh.kube.objects import SERVICE_EXPORTS, SERVICE_EXPORTS_ALPHA, ObjectRef, ServiceExport
 from clustermesh.kube.optional import OptionalReflector
 from clustermesh.kube.reflector import KubeBatch
+from clustermesh.tasks import end
 from tests.integration.apiserver.exporting import Kubernetes
 from tests.integration.waiting import eventually
 
@@ -51,9 +52,7 @@ async def following(kubernetes: Kubernetes) -> AsyncIterator[Follower]:
         if task.done():
             task.result()
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await end(task)
 
 
 async def test_a_kind_that_is_not_there_has_no_objects_until_it_comes_and_none_when_it_goes(

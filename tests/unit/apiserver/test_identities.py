@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
 from hypothesis import given
@@ -15,6 +15,7 @@ from clustermesh.kube.errors import AlreadyExists, NotFound
 from clustermesh.kube.objects import ClusterMeshIdentity, ClusterMeshIdentitySpec, ObjectMeta, Resource
 from clustermesh.kvstore.connection import Connection
 from clustermesh.kvstore.writer import Writer
+from clustermesh.tasks import end
 from clustermesh.wire import keys, labels
 from clustermesh.wire.identity import MINIMAL_ALLOCATION, Numbering
 from tests.integration.waiting import eventually
@@ -73,6 +74,7 @@ def test_lookup_agrees_with_what_was_set(steps: list[tuple[int, str]]) -> None:
         else:
             numbers.remove(number)
             model.pop(number, None)
+    assert numbers.of_namespace("") == model
     for text in "abc":
         assert numbers.lookup(text) == min((n for n, its in model.items() if its == text), default=None)
     assert len(numbers) == len(model)
@@ -176,9 +178,7 @@ async def working(size: int = 4) -> AsyncIterator[World]:
     try:
         yield world
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await end(task)
 
 
 def text(app: str, namespace: str = "demo") -> str:
