@@ -110,12 +110,10 @@ class Feeds:
                 self._part(tasks)
 
     async def _peer_list(self, tasks: asyncio.TaskGroup) -> None:
-        key = keys.PEER_LIST.encode()
-        async with aclosing(Feed(self._connection, keys.PEER_LIST).batches()) as batches:
+        async with aclosing(Feed(self._connection, keys.PEER_LIST, exact=True).batches()) as batches:
             async for batch in batches:
                 for event in batch.events:
-                    if event.key == key:
-                        self._listed = self._read_list(event.value)
+                    self._listed = self._read_list(event.value)
                 self._part(tasks)
 
     def _read_list(self, raw: bytes | None) -> Mapping[str, int] | None:
