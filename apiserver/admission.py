@@ -96,22 +96,17 @@ class Admission:
 
     # What the mirror hands in
 
-    def take(self, kind: Kind, key: bytes, value: bytes | None) -> bool:
-        """A record of the peer, or None for its deletion. `key` is what stands below the kind's prefix.
-
-        False: the record is kept out and not even remembered, so its deletion need not be told.
-        """
+    def take(self, kind: Kind, key: bytes, value: bytes | None) -> None:
+        """A record of the peer, or None for its deletion. `key` is what stands below the kind's prefix."""
         name = key.decode(errors="surrogateescape")
         if self._stale and (stale := self._stale.get(kind)) is not None:
             stale.discard(name)
         if value is None:
             self._drop(kind, name)
-            return True
-        before = self._in_force[kind].get(name)
-        if before == value:
+        elif self._in_force[kind].get(name) == value:
             self._forgive(kind, name)
-            return True
-        return self._decide(kind, name, value) or before is not None
+        else:
+            self._decide(kind, name, value)
 
     def begin(self, kind: Kind) -> None:
         """The kind is going to be read from its beginning."""
@@ -286,14 +281,14 @@ class Admission:
 
     # Judged: the effects
 
-    def _decide(self, kind: Kind, name: str, value: bytes) -> bool:
-        """Let a new value in or keep it out; False when it is kept out and cannot be remembered."""
+    def _decide(self, kind: Kind, name: str, value: bytes) -> None:
+        """Let a new value in or keep it out."""
         reason, record = self._judge(kind, name, value)
         reason = reason or self._over_quota(kind, name, value)
         if reason or record is None:
-            return self._refuse(kind, name, value, record, reason)
-        self._admit(kind, name, value, record)
-        return True
+            self._refuse(kind, name, value, record, reason)
+        else:
+            self._admit(kind, name, value, record)
 
     def _judge_again(self, kind: Kind, name: str) -> None:
         refused = self.quarantine.get(kind, name)
@@ -331,8 +326,8 @@ class Admission:
         self._sink.put(kind, name, value)
         self._moved = True
 
-    def _refuse(self, kind: Kind, name: str, value: bytes, record: _Record | None, reason: str) -> bool:
-        """Keep a value out; False when it cannot be remembered. Without a record it need not be judged again."""
+    def _refuse(self, kind: Kind, name: str, value: bytes, record: _Record | None, reason: str) -> None:
+        """Keep a value out. Without a record it need not be judged again."""
         mentioned = self._texts(kind, name)
         self._unblock(name, kind)
         remembered = self.quarantine.put(kind, name, reason, value if record is not None else None)
@@ -344,7 +339,6 @@ class Admission:
         else:
             self._line.pop((kind, name), None)
         self._moved = True
-        return remembered
 
     def _release(self, kind: Kind, name: str) -> None:
         """Out of quarantine."""

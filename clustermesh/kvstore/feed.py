@@ -264,7 +264,8 @@ class Feed:
         key, revision = next(reversed(self._recent.items()))
         page = await self._connection.range(key, revision=seen, keys_only=True)
         if not page.kvs or page.kvs[0].mod_revision != revision:
-            raise KvError(Stage.REPLACED, f"the store does not know revision {revision} of {key.decode()}", endpoint)
+            name = key.decode(errors="backslashreplace")
+            raise KvError(Stage.REPLACED, f"the store does not know revision {revision} of {name}", endpoint)
 
     def _check_cluster(self, header: Any, session: Session) -> None:
         if header.cluster_id != self._cluster_id:

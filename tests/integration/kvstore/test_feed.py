@@ -260,6 +260,22 @@ async def test_a_replaced_store_that_has_overtaken_us_is_noticed(etcd: EtcdProce
     assert len(again.events) == 13
 
 
+async def test_a_key_that_is_no_text_does_not_end_the_feed_when_the_store_is_replaced(etcd: EtcdProcess) -> None:
+    kv = etcd.connection()
+    await kv.put(PREFIX.encode() + b"\xff", b"hostile")
+    feed = Feed(etcd.connection(), PREFIX)
+    async with aclosing(feed.batches()) as batches:
+        await anext(batches)
+        await etcd.kill()
+        etcd.wipe()
+        await etcd.start()
+        await write(kv, range(5), b"other", per_txn=1)
+        async with asyncio.timeout(PATIENCE):
+            again = await anext(batches)
+    assert again.synced
+    assert len(again.events) == 6
+
+
 async def test_a_store_restored_from_an_older_copy_takes_later_keys_back(etcd: EtcdProcess) -> None:
     kv = etcd.connection()
     await write(kv, range(5))

@@ -59,10 +59,9 @@ def test_a_list_made_anew_keeps_who_was_there_first() -> None:
 def test_what_was_forgotten_is_read_again_once_it_may_be_right() -> None:
     red = Judged(quarantine=Quarantine("red", most=1))
     red.say(N, "red-1", node("red-1"))
-    assert red.admission.take(A, b"10.5.2.7", address("10.5.2.7"))
-    assert not red.admission.take(A, b"10.5.2.8", address("10.5.2.8"))
-    red.admission.finish()
-    assert (red.reason(A, "10.5.2.7"), red.reason(A, "10.5.2.8")) == (OUTSIDE_POD_CIDRS, None)
+    assert red.say(A, "10.5.2.7", address("10.5.2.7")) == OUTSIDE_POD_CIDRS
+    assert red.say(A, "10.5.2.8", address("10.5.2.8")) is None
+    assert not red.sees(A, "10.5.2.8")
     assert red.admission.quarantine.view().total == 2
     assert not red.readers.asked_again
     red.say(N, "red-2", node("red-2", "10.5.2.0/24", "192.0.2.22"))

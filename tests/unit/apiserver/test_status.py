@@ -3,9 +3,10 @@
 import msgspec
 import pytest
 
+from apiserver.quarantine import QuarantineView
 from apiserver.status import SETTLE, MirrorView, TrustView, agents_document, summarise, timestamp, worth_writing
 from clustermesh.cli.mesh import AgentView
-from clustermesh.kube.objects import ClusterMeshPeerStatus
+from clustermesh.kube.objects import ClusterMeshPeerStatus, PeerUsage
 from clustermesh.wire.keys import Kind
 from clustermesh.wire.private import AgentReport, PeerReport, ProbeReport
 from clustermesh.wire.records import SLICES_ONLY, Capabilities, ClusterConfig
@@ -171,3 +172,24 @@ def test_a_peer_without_service_records_is_applied_when_its_slices_are() -> None
     behind = msgspec.structs.replace(PART, records=applied | {"endpointslices": 3})
     late = status(report("n1", done), report("n2", behind), mirror=mirror)
     assert [waiting.reason for waiting in late.agents.waiting] == ["3 of 4 endpointslices applied"]
+
+
+@pytest.mark.parametrize(("strict", "policy"), [(None, ""), (True, "strict"), (False, "lenient")])
+def test_the_policy_in_force_is_told_and_what_of_the_quota_is_used(strict: bool | None, policy: str) -> None:
+    quarantined = QuarantineView(3, {"odd": 3}, ("nodes/a: odd",))
+    mirror = msgspec.structs.replace(
+        MIRROR, strict=strict, used_records=7, used_bytes=70, throttled=True, quarantined=quarantined
+    )
+    said = status(report("n1"), report("n2"), mirror=mirror)
+    assert said.policy == policy
+    assert (said.usage.records, said.usage.bytes, said.usage.throttled) == (7, 70, True)
+    assert (said.quarantined.total, said.quarantined.by_reason) == (3, {"odd": 3})
+    assert said.quarantined.examples == ("nodes/a: odd",)
+
+
+def test_bytes_that_move_alone_are_written_when_figures_are_due() -> None:
+    before = status(report("n1"), report("n2"))
+    after = msgspec.structs.replace(before, usage=PeerUsage(bytes=1))
+    assert not worth_writing(before, after, figures_due=False)
+    assert worth_writing(before, after, figures_due=True)
+    assert worth_writing(before, msgspec.structs.replace(before, usage=PeerUsage(throttled=True)), figures_due=False)
