@@ -19,7 +19,7 @@ from apiserver.admission import Admission
 from apiserver.claims import Claims
 from apiserver.cluster import ClusterIdentity
 from apiserver.metrics import PeerFigures
-from apiserver.quota import Pace
+from apiserver.quota import Pace, changes
 from apiserver.status import MirrorView, timestamp
 from clustermesh import pki
 from clustermesh.kube.objects import PeerQuota
@@ -443,7 +443,7 @@ class Mirror:
                         again = True
                         await self._complete(kind)
                         done.set()
-                    await self._pace.spend(len(batch.events))
+                    await self._pace.spend(changes(event.value for event in batch.events))
         finally:
             self._proved = max(self._proved, feed.last_event)
             self._feeds.remove(feed)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from apiserver.admission import OUTSIDE_POD_CIDRS
 from apiserver.quarantine import Quarantine
-from apiserver.quota import OVER_BYTES, OVER_RECORDS, Pace
+from apiserver.quota import OVER_BYTES, OVER_RECORDS, Pace, changes
 from clustermesh.kube.objects import PeerQuota
 from clustermesh.wire.keys import Kind
 from tests.integration.apiserver.exports import FIRST_IDENTITY, address, identity, node
@@ -85,6 +85,12 @@ def test_a_hostile_peer_cannot_make_us_remember_everything() -> None:
     assert not list(admission._mentions()) and not admission._line
 
 
+def test_a_large_value_counts_as_several_changes() -> None:
+    assert changes([None, b"", b"x" * 511]) == 3
+    assert changes([b"x" * 512]) == 2
+    assert changes([b"x" * 1_000_000]) == 1954
+
+
 class _Clock:
     def __init__(self) -> None:
         self.now = 0.0
@@ -130,9 +136,9 @@ async def test_no_stretch_of_time_sees_more_than_burst_and_rate(steps: list[tupl
     limit = pace(clock, 10, 50)
     passed = [(0.0, 0)]
     total = 0
-    for changes, pause in steps:
-        await limit.spend(changes)
-        total += changes
+    for amount, pause in steps:
+        await limit.spend(amount)
+        total += amount
         passed.append((clock.now, total))
         clock.now += pause
     for (earlier, _), (now, done) in pairwise(passed):
