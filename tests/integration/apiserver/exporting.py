@@ -22,6 +22,7 @@ from clustermesh.kube.objects import (
     NODES,
     PODS,
     SERVICE_EXPORTS,
+    SERVICE_EXPORTS_ALPHA,
     SERVICES,
     KubeObject,
     Resource,
@@ -67,6 +68,11 @@ class Kubernetes:
 
     async def uninstall_service_exports(self) -> None:
         await self.client.delete(CRD, "serviceexports.multicluster.x-k8s.io")
+
+        async def gone() -> bool:
+            return not await self.serves(SERVICE_EXPORTS) and not await self.serves(SERVICE_EXPORTS_ALPHA)
+
+        await eventually(gone)
 
     async def export(self, name: str = "web", version: Resource[Any] = SERVICE_EXPORTS, **spec: Any) -> None:
         await self.client.create(version, {"metadata": {"name": name, "namespace": "demo"}, "spec": spec})
