@@ -286,10 +286,13 @@ class Mirror:
 
     async def _adopt_kind(self, kind: Kind) -> None:
         prefix, canary = keys.cache_prefix(kind, self._peer.name), keys.cache_canary(kind, self._peer.name)
+        skip, take = len(prefix), self._admission.take
         async for page in self._writer.adopting(prefix):
-            for kv in page:
-                self._admission.take(kind, kv.key[len(prefix) :], kv.value)
-            self._admission.finish()
+            for portion in range(0, len(page), _PORTION):
+                for key, value in page[portion : portion + _PORTION]:
+                    take(kind, key[skip:], value)
+                self._admission.finish()
+                await asyncio.sleep(0)
         await self._writer.adopt(canary)
         present = await self._own.get(canary)
         if present is not None:

@@ -21,8 +21,12 @@ class RangeIndex:
         if self._levels and (found := number_of(text)) is not None:
             version, number = found
             for (of_version, bits), level in self._levels.items():
-                if of_version == version:
-                    level.setdefault(number >> bits, set()).add(text)
+                if of_version != version:
+                    continue
+                if (inside := level.get(number >> bits)) is not None:
+                    inside.add(text)
+                else:
+                    level[number >> bits] = {text}
 
     def discard(self, text: str) -> None:
         if self._levels and (found := number_of(text)) is not None:

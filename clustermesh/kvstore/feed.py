@@ -109,6 +109,8 @@ class Feed:
         self._lists = lists
         self._page = page
         self._progress = progress
+        # By what follows the prefix: with many keys that is what a feed weighs.
+        self._skip = len(self._start) if not exact and prefix else 0
         self._known: dict[bytes, int] = {}
         self._recent: dict[bytes, int] = {}  # the keys that were put last, the last one at the end
         self._cluster_id = 0
@@ -180,24 +182,30 @@ class Feed:
                     yield Batch(events, revision, starts=starts)
                     starts = False
                 events = self._listed(response.kvs, stale)
-        for key in stale:
-            del self._known[key]
-            events.append(Event(key, None, revision))
+        stem = self._start[: self._skip]
+        for tail in stale:
+            del self._known[tail]
+            events.append(Event(stem + tail, None, revision))
         self._next = revision + 1
         yield Batch(events, revision, synced=True, starts=starts)
 
     def _listed(self, kvs: Any, stale: set[bytes]) -> list[Event]:
         """The new and changed ones of a page; all of them are no longer stale."""
         found = [Event(kv.key, kv.value, kv.mod_revision) for kv in kvs]
-        recent = [*self._recent.items(), *((key, revision) for key, _, revision in found)]
-        self._recent = dict(reversed(nlargest(_RECENT, recent, key=itemgetter(1))))
+        latest = [(key, revision) for key, _, revision in nlargest(_RECENT, found, key=itemgetter(2))]
+        self._recent = dict(reversed(nlargest(_RECENT, [*self._recent.items(), *latest], key=itemgetter(1))))
         if not self._remember:
             return found
-        known = self._known
-        if stale:
-            stale.difference_update([key for key, _, _ in found])
-        events = [event for event in found if known.get(event.key) != event.mod_revision]
-        known.update([(key, revision) for key, _, revision in events])
+        known, skip = self._known, self._skip
+        shared: dict[int, int] = {}  # one number for all keys of a transaction
+        events = []
+        for event in found:
+            tail, revision = event.key[skip:], event.mod_revision
+            if stale:
+                stale.discard(tail)
+            if known.get(tail) != revision:
+                known[tail] = shared.setdefault(revision, revision)
+                events.append(event)
         return events
 
     async def _watch(self) -> AsyncGenerator[Batch, None]:
@@ -299,21 +307,21 @@ class Feed:
 
     def _changed(self, changes: Any) -> list[Event]:
         """What is new to us of etcd's events."""
-        known, remember = self._known, self._remember
+        known, remember, skip = self._known, self._remember, self._skip
         events = []
         for change in changes:
             kv = change.kv
             key, revision = kv.key, kv.mod_revision
             if change.type:  # DELETE
                 self._recent.pop(key, None)
-                if not remember or known.pop(key, None) is not None:
+                if not remember or known.pop(key[skip:], None) is not None:
                     events.append(Event(key, None, revision))
             else:
                 self._note_recent(key, revision)
                 if not remember:
                     events.append(Event(key, kv.value, revision))
-                elif known.get(key) != revision:
-                    known[key] = revision
+                elif known.get(tail := key[skip:]) != revision:
+                    known[tail] = revision
                     events.append(Event(key, kv.value, revision))
         return events
 

@@ -14,9 +14,9 @@ from contextlib import aclosing
 from operator import itemgetter
 
 from clustermesh.kvstore.backoff import Backoff
-from clustermesh.kvstore.connection import Change, Connection, KeyValue
+from clustermesh.kvstore.connection import PAGE, Change, Connection
 from clustermesh.kvstore.errors import KvError, Stage
-from clustermesh.kvstore.keyspace import Key, to_bytes
+from clustermesh.kvstore.keyspace import Key, prefix_range, to_bytes
 from clustermesh.kvstore.lease import Lease
 
 log = logging.getLogger(__name__)
@@ -123,16 +123,20 @@ class Writer:
             found += len(page)
         return found
 
-    async def adopting(self, prefix: Key) -> AsyncGenerator[list[KeyValue], None]:
-        """The same page by page, for who wants to see what is there and puts it as it comes."""
+    async def adopting(self, prefix: Key) -> AsyncGenerator[list[tuple[bytes, bytes]], None]:
+        """The same page by page, keys with their values, for who wants to see what is there and puts it as it comes."""
         lease_id = await self._lease.granted() if self._lease is not None else 0
         self._prefixes.add(to_bytes(prefix))
-        async with aclosing(self._connection.list(prefix)) as pages:
+        wanted, pending, adopted = self._wanted, self._pending, self._adopted
+        async with aclosing(self._connection.pages(*prefix_range(prefix), page=PAGE)) as pages:
             async for page in pages:
-                for kv in page:
-                    if kv.key not in self._wanted and kv.key not in self._pending:
-                        self._adopted[kv.key] = kv.value if kv.lease == lease_id else None
-                yield page
+                found = []
+                for kv in page.kvs:
+                    key, value = kv.key, kv.value
+                    found.append((key, value))
+                    if key not in wanted and key not in pending:
+                        adopted[key] = value if kv.lease == lease_id else None
+                yield found
 
     def prune(self, prefix: Key) -> int:
         """Delete adopted keys under prefix that nobody has put since; returns how many.
