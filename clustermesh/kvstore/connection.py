@@ -34,6 +34,9 @@ PAGE = 10_000
 # Stages that speak of one endpoint, so that another one may do better.
 _ENDPOINT_STAGES = frozenset({Stage.DNS, Stage.TCP, Stage.TLS, Stage.UNAVAILABLE, Stage.TIMEOUT})
 
+# Operations whose answers tell at least the revision that any earlier one told.
+_IN_ORDER = (pb.RangeRequest, pb.PutRequest, pb.DeleteRangeRequest, pb.TxnRequest)
+
 
 class KeyValue(NamedTuple):
     """One key of the store; lease is 0 for a key without one."""
@@ -104,7 +107,8 @@ class Connection:
         self._stamp_checked = float("-inf")
         self._closed = False
         self.cluster_id: int | None = None
-        self.revision = 0
+        self.revision = 0  # the newest that was seen
+        self._listeners: list[Callable[[], None]] = []
         self.last_error: KvError | None = None
 
     @property
@@ -299,15 +303,32 @@ class Connection:
 
     async def unary(self, method: Callable[[Session], Any], request: Any, *, timeout: float = CALL_TIMEOUT) -> Any:
         """One call of a stub's method and its answer; the way for this package's other modules."""
+        seen = self.revision
         async with self.session() as session:
             response = await session.outcome(method(session)(request, timeout=timeout))
         header = response.header
         known, self.cluster_id = self.cluster_id, header.cluster_id
-        self.revision = header.revision
         self.last_error = None
         if known not in (None, header.cluster_id):
+            self.revision = header.revision
             await self._replaced(session, known)
+            self._tell()
+        elif isinstance(request, _IN_ORDER):
+            # Other answers come from a member that may lag. One to a call made later than the newest answer does not.
+            went_back = header.revision < seen
+            self.revision = header.revision if went_back else max(self.revision, header.revision)
+            if went_back:
+                log.warning("%s: the store went back from revision %d to %d", self.endpoint, seen, header.revision)
+                self._tell()
         return response
+
+    def on_replaced(self, listener: Callable[[], None]) -> None:
+        """Call listener when another store answers, or an older copy of the one that answered before."""
+        self._listeners.append(listener)
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
 
     async def _replaced(self, session: Session, known: int | None) -> None:
         """Another store answers: streams that were opened on the old one have to look again, at once."""

@@ -46,9 +46,11 @@ class Lease:
         self._listeners: list[Callable[[], None]] = []
         self._interval = min(ttl / 3, LONGEST_INTERVAL)
         self._had_one = False
+        self._distrusted = False
         self._cluster_id = 0
         self._revision = 0
         self.error: KvError | None = None
+        connection.on_replaced(self._distrust)
 
     @property
     def id(self) -> int:
@@ -68,6 +70,11 @@ class Lease:
         """Say that etcd does not know the lease: granted() waits until that is cleared up."""
         self._granted.clear()
         self._suspected.set()
+
+    def _distrust(self) -> None:
+        """The store is not the one that it was, or an older copy."""
+        self._distrusted = True
+        self.suspect()
 
     async def run(self) -> None:
         """Obtain and renew the lease, for ever. Cancelling leaves it to expire, so that a restart finds its keys."""
@@ -184,6 +191,7 @@ class Lease:
     def _look_at_store(self, cluster_id: int, revision: int) -> None:
         """A lease may live in a store that was restored from an older copy; its keys are then old as well."""
         went_back = self._cluster_id and (cluster_id != self._cluster_id or revision < self._revision)
+        went_back, self._distrusted = went_back or self._distrusted, False
         self._cluster_id, self._revision = cluster_id, revision
         if went_back:
             log.warning(

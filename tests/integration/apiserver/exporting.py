@@ -173,12 +173,13 @@ async def exporting(
     *,
     cluster: ClusterIdentity = RED,
     connection: Connection | None = None,
+    ttl: int = 30,
     **options: Any,
 ) -> AsyncIterator[Health]:
-    """An exporter at work, as the process runs it."""
+    """An exporter at work, as the process runs it; `ttl` of its lease in seconds."""
     health = Health()
     connection = connection or etcd.connection()
-    lease = Lease(connection, 30, 0x636D_0000_0001)
+    lease = Lease(connection, ttl, 0x636D_0000_0001)
     exporter = Exporter(
         cluster=cluster,
         client=kubernetes.client,
