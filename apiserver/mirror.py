@@ -491,6 +491,15 @@ class Mirror:
         self._current.add(kind)
         self._changed()
         log.info("peer %s: %d %s mirrored", self._peer.name, self._admission.count(kind), kind)
+        if self._config is not None and self._current >= set(self._config.kinds()):
+            self._drop_others(self._config.kinds())
+
+    def _drop_others(self, kinds: Sequence[Kind]) -> None:
+        """What the peer exported before and says it does not any more goes once all that it exports now is there."""
+        for kind in set(Kind).difference(kinds):
+            self._admission.begin(kind)
+            self._admission.complete(kind)
+        self._admission.finish()
 
     async def _flush(self) -> None:
         """Wait for the own etcd however long it takes: what was read of the peer need not be read again."""

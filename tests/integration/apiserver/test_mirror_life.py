@@ -9,7 +9,7 @@ from clustermesh.kvstore.auth import AuthAdmin, Permission
 from clustermesh.kvstore.connection import Connection
 from clustermesh.wire import keys, records
 from clustermesh.wire.keys import DATAPATH_KINDS, Kind
-from clustermesh.wire.records import Capabilities, ClusterConfig
+from clustermesh.wire.records import Capabilities, ClusterConfig, ServiceExport
 from tests.integration.apiserver.exports import CLUSTER_ID, address, config, export, node
 from tests.integration.apiserver.test_mirror import (
     cache,
@@ -24,6 +24,16 @@ from tests.integration.waiting import eventually
 pytestmark = pytest.mark.integration
 
 POD = "cilium/cache/ip/v1/red/10.5.1.7"
+EXPORT = records.encode(
+    ServiceExport(
+        cluster="red",
+        name="echo",
+        namespace="default",
+        export_creation_timestamp="2026-01-01T00:00:00Z",
+        type="ClusterSetIP",
+        session_affinity="None",
+    )
+)
 ECHO = "cilium/cache/services/v1/red/default/echo"
 
 
@@ -66,6 +76,13 @@ async def test_a_changed_cluster_config_is_noticed_at_once(etcd: EtcdProcess, ow
         said = await mine.get(keys.cluster_config("red"))
         assert said is not None
         assert records.decode(ClusterConfig, said.value).capabilities.service_exports_enabled is False
+
+        await kv.put(keys.service_export("red", "default", "echo"), EXPORT)
+        exported = keys.cache_prefix(Kind.SERVICE_EXPORTS, "red") + "default/echo"
+        await until_cached(mine, exported, EXPORT)
+        await kv.put(keys.cluster_config("red"), config())
+        await until_cached(mine, exported, None)
+        assert await cache(mine) == before
 
         await kv.put(keys.cluster_config("red"), config(max_clusters=511))
         await eventually(lambda: mirror.view().stage == "config", within=10)
