@@ -18,7 +18,7 @@ class OwnClaims:
     def __init__(self, cluster: str, claims: Claims) -> None:
         self._cluster = cluster
         self._claims = claims
-        self._pods: set[str] = set()
+        self._pods: dict[str, tuple[str, ...]] = {}  # address → the prefixes that it stands under
         self._index = RangeIndex(lambda: self._pods)
         self._dirty: set[str] = set()
         claims.watch(cluster, self)
@@ -30,17 +30,26 @@ class OwnClaims:
     def delete_node(self, name: str) -> None:
         self._claims.release(self._cluster, name)
 
-    def put_pod(self, address: str) -> None:
-        if address not in self._pods:
-            self._pods.add(address)
+    def put_pod(self, place: str, address: str) -> None:
+        """`place` is where it stands: a pod that moves between two is for a moment in both."""
+        places = self._pods.get(address, ())
+        if place not in places:
+            self._pods[address] = (*places, place)
+        if not places:
             self._index.add(address)
             self._judge(address)
 
-    def delete_pod(self, address: str) -> None:
-        if address in self._pods:
-            self._pods.discard(address)
-            self._index.discard(address)
-            self._claims.release(self._cluster, _claim(address))
+    def delete_pod(self, place: str, address: str) -> None:
+        places = self._pods.get(address, ())
+        if place not in places:
+            return
+        left = tuple(other for other in places if other != place)
+        if left:
+            self._pods[address] = left
+            return
+        del self._pods[address]
+        self._index.discard(address)
+        self._claims.release(self._cluster, _claim(address))
 
     def touched(self, owner: str, gained: Sequence[Range], lost: Sequence[Range]) -> bool:
         """See `Watcher`."""
@@ -53,7 +62,7 @@ class OwnClaims:
     def settle(self) -> None:
         """See `Watcher`."""
         dirty, self._dirty = self._dirty, set()
-        for address in dirty & self._pods:
+        for address in dirty & self._pods.keys():
             self._judge(address)
 
     def _judge(self, address: str) -> None:

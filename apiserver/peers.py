@@ -18,7 +18,7 @@ from apiserver.cluster import ClusterIdentity
 from apiserver.health import Health
 from apiserver.metrics import PeerFigures
 from apiserver.mirror import Mirror, PeerSpec, forget_peer
-from apiserver.own_claims import OwnClaims
+from apiserver.own_cluster import OwnCluster
 from apiserver.status import MirrorView, TrustView, agents_document, is_ready, summarise, timestamp, worth_writing
 from apiserver.users import EtcdUsers
 from clustermesh.kube.client import KubeClient
@@ -114,15 +114,13 @@ class PeerManager:
         self.lease = lease
         self.grace = grace
         self.claims = Claims()
-        self._own_claims = OwnClaims(cluster.name, self.claims)
+        self.own = OwnCluster(cluster.name, connection, self.claims, changed=self._all_changed)
         self.users = users
         self.objects: dict[str, ClusterMeshPeer] = {}
-        self.own_nodes_known = asyncio.Event()
         self._list = Writer(connection, lease)
         self._health = health
         self._peers: dict[str, _Peer] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._nodes: set[str] = set()
         self._reports: dict[str, AgentReport] = {}
         self._reports_known = False
         self._reports_unwritten = True
@@ -141,8 +139,7 @@ class PeerManager:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.users.run())
             group.create_task(self._list.run())
-            group.create_task(self._follow_own_nodes())
-            group.create_task(self._follow_own_pods())
+            group.create_task(self.own.run())
             group.create_task(self._follow_reports())
             group.create_task(self._follow_objects(group))
             group.create_task(self._write_statuses())
@@ -246,52 +243,6 @@ class PeerManager:
         del self._peers[peer.name], self._tasks[peer.name]
         self._written.pop(peer.name, None)
 
-    async def _follow_own_nodes(self) -> None:
-        """Our own nodes: who should have an agent, and which addresses no peer may claim.
-
-        They are known once the exporter said that all of them are in etcd; peers are judged only from then on.
-        """
-        await self._own_nodes_exported()
-        prefix = keys.state_prefix(Kind.NODES, self.cluster.name)
-        async for batch in Feed(self.connection, prefix).batches():
-            for event in batch.events:
-                self._take_own_node(event.key.decode(errors="replace")[len(prefix) :], event.value)
-            self.claims.settle()
-            if batch.synced:
-                self.own_nodes_known.set()
-            self._all_changed()
-
-    async def _follow_own_pods(self) -> None:
-        """Our own pods, whose addresses no peer may claim either."""
-        await self.own_nodes_known.wait()
-        prefix = keys.state_prefix(Kind.ADDRESSES, self.cluster.name)
-        async for batch in Feed(self.connection, prefix).batches():
-            for event in batch.events:
-                address = event.key.decode(errors="replace")[len(prefix) :]
-                if event.value is None:
-                    self._own_claims.delete_pod(address)
-                else:
-                    self._own_claims.put_pod(address)
-            self.claims.settle()
-
-    async def _own_nodes_exported(self) -> None:
-        canary = keys.state_canary(Kind.NODES, self.cluster.name).encode()
-        async with aclosing(Feed(self.connection, keys.synced_prefix(self.cluster.name)).batches()) as batches:
-            async for batch in batches:
-                if any(event.key == canary and event.value is not None for event in batch.events):
-                    return
-
-    def _take_own_node(self, name: str, value: bytes | None) -> None:
-        if value is None:
-            self._nodes.discard(name)
-            self._own_claims.delete_node(name)
-            return
-        self._nodes.add(name)
-        try:
-            self._own_claims.put_node(records.decode(records.Node, value))
-        except RecordError as error:
-            log.error("own node %s: %s", name, error)
-
     async def _follow_reports(self) -> None:
         async for batch in Feed(self.connection, keys.AGENTS).batches():
             async with self._reports_moved:
@@ -349,7 +300,7 @@ class PeerManager:
             generation=peer.generation,
             trust=peer.trust,
             mirror=peer.mirror_view(),
-            nodes=self._nodes,
+            nodes=self.own.nodes,
             reports=self._reports,
             probed=shown.spec.implementation != CILIUM,
             previous=previous,
@@ -511,7 +462,7 @@ class _Peer:
         self._mirroring.add_done_callback(lambda _: self.wake.set())
 
     async def _run_mirror(self, mirror: Mirror) -> None:
-        await self._manager.own_nodes_known.wait()
+        await self._manager.own.nodes_known.wait()
         await mirror.run()
 
     async def _stop_mirror(self) -> None:

@@ -11,24 +11,22 @@ Which kinds a peer has follows from its `cluster-config`; when that changes, onl
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
 from clustermesh.kvstore.connection import Connection
-from clustermesh.kvstore.errors import KvError
-from clustermesh.kvstore.feed import Batch, Event, Feed
+from clustermesh.kvstore.feed import Event, Feed
+from clustermesh.kvstore.vouched import stands, vouched
 from clustermesh.wire import keys, records
 from clustermesh.wire.errors import RecordError
 from clustermesh.wire.identity import Numbering
 from clustermesh.wire.keys import Kind
 from clustermesh.wire.private import PeerList, PeerSettings
-from nodeagent.gate import Gate
 from nodeagent.mesh import Cluster, Mesh
 
 log = logging.getLogger(__name__)
 
-_RETRY_SECONDS = 0.5
 # Keys a page of a list. Two pages stand in memory at once, and what they took is not given back: with 10,000 an agent
 # keeps 700 bytes an address instead of 550, and reads 95,000 records/s instead of 65,000.
 _PAGE = 4000
@@ -82,18 +80,20 @@ class Feeds:
         unlisted = set(places)
 
         async def follow(watched: Watched) -> None:
-            async with asyncio.TaskGroup() as tasks, aclosing(self._vouched(watched, apply, tasks)) as batches:
-                async for batch in batches:
-                    self._mesh.advance(cluster, batch.revision)
-                    if batch.synced:
-                        unlisted.discard(watched)
-                    if not unlisted:
-                        self._mesh.set_synced(cluster, kind)
+            def apply(events: Sequence[Event]) -> None:
+                self._mesh.apply(cluster, kind, watched.prefix, events, time.time())
 
-        def apply(watched: Watched, events: Sequence[Event]) -> None:
-            self._mesh.apply(cluster, kind, watched.prefix, events, time.time())
+            async with asyncio.TaskGroup() as tasks:
+                batches = vouched(self._connection, watched.prefix, watched.canary, apply, tasks, page=_PAGE)
+                async with aclosing(batches):
+                    async for batch in batches:
+                        self._mesh.advance(cluster, batch.revision)
+                        if batch.synced:
+                            unlisted.discard(watched)
+                        if not unlisted:
+                            self._mesh.set_synced(cluster, kind)
 
-        await self._stands(places[0].canary)
+        await stands(self._connection, places[0].canary)
         async with asyncio.TaskGroup() as following:
             for watched in places:
                 following.create_task(follow(watched))
@@ -215,48 +215,3 @@ class Feeds:
             self._mesh.reject(name, key, str(error))
         else:
             self._mesh.forgive(key)
-
-    # Canaries
-
-    async def _vouched(
-        self,
-        watched: Watched,
-        apply: Callable[[Watched, Sequence[Event]], None],
-        tasks: asyncio.TaskGroup,
-    ) -> AsyncGenerator[Batch, None]:
-        """Batches of a prefix, after `apply` took what counts of them."""
-        gate = Gate()
-
-        async def release() -> None:
-            await self._stands(watched.canary)
-            apply(watched, gate.release())
-
-        feed = Feed(self._connection, watched.prefix, page=_PAGE)
-        releasing: asyncio.Task[None] | None = None
-        async with aclosing(feed.batches()) as batches:
-            async for batch in batches:
-                gone = any(event.value is None for event in batch.events)
-                vouched = not gone or await self._standing(watched.canary)
-                apply(watched, gate.admit(batch.events, vouched))
-                if gate.holds and (releasing is None or releasing.done()):
-                    log.warning(
-                        "%s is lost: what vanished below %s is kept until it is back", watched.canary, watched.prefix
-                    )
-                    releasing = tasks.create_task(release())
-                yield batch
-
-    async def _standing(self, canary: str) -> bool:
-        """Whether the canary stands now; asks until etcd answers."""
-        while True:
-            try:
-                return await self._connection.get(canary) is not None
-            except KvError as error:
-                log.warning("cannot read %s: %s", canary, error)
-                await asyncio.sleep(_RETRY_SECONDS)
-
-    async def _stands(self, canary: str) -> None:
-        """Return once the canary stands."""
-        async with aclosing(Feed(self._connection, canary).batches()) as batches:
-            async for batch in batches:
-                if any(event.value is not None and event.key == canary.encode() for event in batch.events):
-                    return

@@ -1,7 +1,7 @@
 """Deletions wait for their writer."""
 
 from clustermesh.kvstore.feed import Event
-from nodeagent.gate import Gate
+from clustermesh.kvstore.gate import Gate
 
 PUT, GONE = Event(b"a", b"1", 1), Event(b"a", None, 2)
 
