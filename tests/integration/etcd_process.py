@@ -253,10 +253,11 @@ class EtcdProcess:
             await root.unary(lambda session: session.lease.LeaseRevoke, pb.LeaseRevokeRequest(ID=lease_id))
 
     async def close(self) -> None:
-        """End the process and all connections that were made here."""
+        """End the process and all connections that were made here. Its log stays; its data take 130 MB and go."""
         for connection in self._connections:
             await connection.close()
         await self.kill()
+        shutil.rmtree(self.data, ignore_errors=True)
 
 
 @asynccontextmanager
