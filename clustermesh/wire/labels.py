@@ -14,6 +14,7 @@ CLUSTER = "k8s:io.cilium.k8s.policy.cluster"
 SERVICE_ACCOUNT = "k8s:io.cilium.k8s.policy.serviceaccount"
 NAMESPACE = "k8s:io.kubernetes.pod.namespace"
 NAMESPACE_LABELS = "k8s:io.cilium.k8s.namespace.labels."
+_OWNED = "k8s:io.cilium.k8s"  # what starts like this is not for a pod to say
 
 
 def encode(labels: Mapping[str, str]) -> str:
@@ -45,9 +46,9 @@ def of_pod(
     pod_labels: Mapping[str, str],
     relevant: LabelFilter = label_filter.DEFAULT,
 ) -> dict[str, str]:
-    """The labels that make a pod's identity. A pod cannot give itself what only its namespace has."""
+    """The labels that make a pod's identity. A pod cannot give itself what others say of it, as Cilium has it."""
     labels = {f"k8s:{key}": value for key, value in pod_labels.items()}
-    labels = {key: value for key, value in labels.items() if not key.startswith(NAMESPACE_LABELS)}
+    labels = {key: value for key, value in labels.items() if not key.startswith(_OWNED)}
     labels.update({NAMESPACE_LABELS + key: value for key, value in namespace_labels.items()})
     labels[SERVICE_ACCOUNT] = service_account or "default"
     labels = {key: value for key, value in labels.items() if relevant.keeps(key)}

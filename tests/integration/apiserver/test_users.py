@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -15,6 +15,8 @@ from apiserver.users import REMOTE, EtcdUsers
 from clustermesh.kvstore.auth import AuthAdmin, Permission
 from clustermesh.kvstore.connection import Connection
 from clustermesh.kvstore.errors import KvError, Stage
+from clustermesh.kvstore.feed import Feed
+from clustermesh.kvstore.keyspace import prefix_range
 from clustermesh.kvstore.lease import Lease
 from clustermesh.kvstore.rpc import etcd_pb2 as pb
 from clustermesh.kvstore.writer import Writer
@@ -64,6 +66,32 @@ async def test_peers_read_what_is_exported_and_nothing_else(etcd: EtcdProcess) -
     assert not any([await may(green, key, write=True) for key in READABLE_BY_PEERS + CLOSED_TO_PEERS])
     await users.set_peers(frozenset())
     assert not any([await may(green, key) for key in READABLE_BY_PEERS])
+
+
+async def test_peers_may_make_every_call_of_ciliums_client(etcd: EtcdProcess) -> None:
+    """As its KVStoreMesh, agents and operators connect (pkg/kvstore/etcd.go, pkg/clustermesh), 1.17-dev to 1.20."""
+    users = EtcdUsers(etcd.connection(), "red")
+    await users.set_peers(frozenset({"green"}))
+    await etcd.connection().put(keys.HEARTBEAT, b"2026-01-01T00:00:00Z")
+    green = etcd.connection("remote-green")
+    lease = Lease(green, 25)  # for locks, which a reader of other clusters then never takes
+    running = asyncio.create_task(lease.run())
+    try:
+        await lease.granted()
+    finally:
+        await end(running)
+    assert (await green.status()).version
+    assert not await green.get(keys.cluster_config("red"))
+    whole = [keys.HEARTBEAT, keys.synced_prefix("red"), "cilium/state/identities/v1/"]
+    for prefix in [*whole, *(keys.state_prefix(kind, "red") for kind in Kind)]:
+        start, stop = prefix_range(prefix)
+        request = pb.RangeRequest(key=start, range_end=stop, limit=256, serializable=True)
+        await green.unary(lambda session: session.kv.Range, request)
+        async with asyncio.timeout(5), aclosing(Feed(green, prefix).batches()) as batches:
+            await anext(batches)
+            following = asyncio.ensure_future(anext(batches))
+            await etcd.connection().put(prefix + "x", b"")
+            assert [event.key.decode() for event in (await following).events] == [prefix + "x"]
 
 
 async def test_agents_read_everything_of_the_mesh_and_write_their_reports(etcd: EtcdProcess) -> None:

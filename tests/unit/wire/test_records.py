@@ -53,6 +53,9 @@ def test_labels_that_differ_from_pod_to_pod_make_no_identity() -> None:
             "io.cilium.k8s.namespace.labels.team": "another",
             "io.cilium.k8s.namespace.labels.owner": "me",
             "io.cilium.k8s.policy.cluster": "green",
+            "io.cilium.k8s.policy.serviceaccount": "root",
+            "io.cilium.k8s.policy.derived-from": "another",
+            "io.kubernetes.pod.namespace": "kube-system",
         },
     )
     assert of_pod == {
