@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from uuid import uuid4
 
 import clustermesh
 from clustermesh.testbed import credentials
@@ -63,6 +64,8 @@ class Programs:
                 f"--listen-peer-urls={peer_url}",
                 f"--initial-advertise-peer-urls={peer_url}",
                 f"--initial-cluster={cluster.name}={peer_url}",
+                # A testbed that is made again has another etcd, and readers shall see that by its cluster id.
+                f"--initial-cluster-token={uuid4()}",
                 f"--cert-file={server.cert}",
                 f"--key-file={server.key}",
                 f"--trusted-ca-file={self._authority(cluster)}",
