@@ -77,7 +77,7 @@ class Writer:
         self._room.set()
         self._waiters: list[tuple[Turn, asyncio.Future[None]]] = []
         if lease is not None:
-            lease.on_loss(self._lost.set)
+            lease.on_loss(self._write_again)
 
     def __len__(self) -> int:
         """How many writes are not in etcd yet."""
@@ -308,14 +308,18 @@ class Writer:
                 waiter.set_exception(error)
         self._waiters = [(turn, waiter) for turn, waiter in self._waiters if not waiter.done()]
 
+    def _write_again(self) -> None:
+        """After a loss. Nothing is awaited: whoever flushes from now on waits for all of it."""
+        self._adopted = dict.fromkeys(self._adopted)
+        for key in self._wanted:
+            self._queue(key)
+        self._lost.set()
+
     async def _repair(self) -> None:
-        """After a loss: write everything again, and delete what a restored store brought back."""
+        """After a loss: delete what a restored store brought back."""
         while True:
             await self._lost.wait()
             self._lost.clear()
-            self._adopted = dict.fromkeys(self._adopted)
-            for key in self._wanted:
-                self._queue(key)
             for prefix in self._prefixes.copy():
                 await self._sweep(prefix)
 

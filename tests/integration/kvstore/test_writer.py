@@ -1,15 +1,16 @@
 """A writer brings etcd to what its owner wants with as few writes as possible, and keeps it there."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from clustermesh.kvstore.auth import AuthAdmin, Permission
-from clustermesh.kvstore.connection import Connection
+from clustermesh.kvstore.connection import PAGE, Connection, KeyValue
 from clustermesh.kvstore.errors import KvError, Stage
+from clustermesh.kvstore.keyspace import Key
 from clustermesh.kvstore.lease import Lease
 from clustermesh.kvstore.writer import ROOM, Writer
 from tests.integration.etcd_process import EtcdProcess
@@ -22,9 +23,14 @@ LEASE_ID = 0x7ED
 
 
 @asynccontextmanager
-async def running(connection: Connection, *, ttl: int = 60, leased: bool = True) -> AsyncIterator[Writer]:
+async def running(
+    connection: Connection, *, ttl: int = 60, leased: bool = True, lost: asyncio.Event | None = None
+) -> AsyncIterator[Writer]:
+    """`lost` is set at each loss that the writer was told of."""
     lease = Lease(connection, ttl, LEASE_ID) if leased else None
     writer = Writer(connection, lease)
+    if lease is not None and lost is not None:
+        lease.on_loss(lost.set)
     async with asyncio.TaskGroup() as tasks:
         background = [tasks.create_task(writer.run())]
         if lease is not None:
@@ -144,6 +150,38 @@ async def test_a_write_under_a_lost_lease_finds_out_at_once(etcd: EtcdProcess) -
         async with asyncio.timeout(5):
             await writer.flush()
         await until_stored(kv, {f"{PREFIX}a": b"1", f"{PREFIX}b": b"2"})
+
+
+class Hesitant(Connection):
+    """Finds no left-overs before it is allowed to look."""
+
+    def __init__(self, etcd: EtcdProcess) -> None:
+        super().__init__([etcd.endpoint], etcd.client_pem())
+        self.may_look = asyncio.Event()
+
+    async def list(self, prefix: Key, *, page: int = PAGE) -> AsyncGenerator[list[KeyValue], None]:
+        await self.may_look.wait()
+        async for found in super().list(prefix, page=page):
+            yield found
+
+
+async def test_flush_after_a_second_loss_waits_for_everything_while_the_first_is_still_made_good(
+    etcd: EtcdProcess,
+) -> None:
+    kv, lost = etcd.connection(), asyncio.Event()
+    wanted = {f"{PREFIX}{number}": b"x" for number in range(300)}
+    async with Hesitant(etcd) as hesitant, running(hesitant, ttl=3, lost=lost) as writer:
+        await writer.adopt(PREFIX)
+        for key, value in wanted.items():
+            writer.put(key, value)
+        await writer.flush()
+        for _ in range(2):
+            await etcd.revoke_lease(LEASE_ID)
+            await lost.wait()
+            lost.clear()
+            await writer.flush()
+            assert await stored(kv) == wanted
+        hesitant.may_look.set()
 
 
 async def test_everything_comes_back_after_the_store_was_emptied(etcd: EtcdProcess) -> None:
