@@ -25,7 +25,7 @@ from clustermesh import pki
 from clustermesh.kube.objects import PeerQuota
 from clustermesh.kvstore.backoff import Backoff
 from clustermesh.kvstore.connection import Connection, KeyValue, TlsPem
-from clustermesh.kvstore.errors import KvError
+from clustermesh.kvstore.errors import KvError, Stage
 from clustermesh.kvstore.feed import Batch, Feed, FeedState
 from clustermesh.kvstore.lease import Lease
 from clustermesh.kvstore.writer import Writer
@@ -163,6 +163,8 @@ class Mirror:
         self._remote = Connection(peer.endpoints, tls, server_name=pki.server_name(peer.name))
         self._lease = lease
         self._writer = Writer(own, lease, changed=changed)
+        self._lost = asyncio.Event()
+        lease.on_loss(self._lost.set)
         self._copy = _Copy(peer.name, self._writer, self._records_moved)
         self._admission = Admission(
             Claimant(peer.name, peer.cluster_id, cluster.numbering),
@@ -253,6 +255,7 @@ class Mirror:
         try:
             async with self._remote, asyncio.TaskGroup() as group:
                 group.create_task(self._writer.run())
+                group.create_task(self._vouch_again())
                 await self._adopt()
                 await self._sessions()
         finally:
@@ -293,10 +296,10 @@ class Mirror:
                     take(kind, key[skip:], value)
                 self._admission.finish()
                 await asyncio.sleep(0)
-        await self._writer.adopt(canary)
         present = await self._own.get(canary)
         if present is not None:
-            self._writer.put(canary, present.value)
+            if present.lease != (lease := await self._lease.granted()):
+                await self._own.put(canary, present.value, lease)
             self._synced.add(kind)
 
     async def _sessions(self) -> NoReturn:
@@ -484,15 +487,36 @@ class Mirror:
         self._admission.complete(kind)
         self._admission.finish()
         self._writer.prune(keys.cache_prefix(kind, self._peer.name))
-        await self._flush()
-        self._writer.put(keys.cache_canary(kind, self._peer.name), timestamp(time.time()).encode())
-        await self._flush()
+        await self._vouch(kind)
         self._synced.add(kind)
         self._current.add(kind)
         self._changed()
         log.info("peer %s: %d %s mirrored", self._peer.name, self._admission.count(kind), kind)
         if self._config is not None and self._current >= set(self._config.kinds()):
             self._drop_others(self._config.kinds())
+
+    async def _vouch(self, kind: Kind) -> None:
+        """Say that the kind is complete, once it is. Not by the writer, which after a loss would not put it last."""
+        backoff = Backoff(limit=_RETRY_LIMIT)
+        while True:
+            await self._flush()
+            try:
+                value = timestamp(time.time()).encode()
+                await self._own.put(keys.cache_canary(kind, self._peer.name), value, await self._lease.granted())
+                return
+            except KvError as error:
+                if error.stage is Stage.LEASE:
+                    self._lease.suspect()
+                log.warning("peer %s: cannot say yet that its %s are complete: %s", self._peer.name, kind, error)
+                await asyncio.sleep(backoff.next())
+
+    async def _vouch_again(self) -> NoReturn:
+        """After a loss of the own etcd the canaries return behind the records."""
+        while True:
+            await self._lost.wait()
+            self._lost.clear()
+            for kind in tuple(self._synced):
+                await self._vouch(kind)
 
     def _drop_others(self, kinds: Sequence[Kind]) -> None:
         """What the peer exported before and says it does not any more goes once all that it exports now is there."""

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from clustermesh.kvstore.auth import AuthAdmin, Permission
-from clustermesh.kvstore.connection import Connection
+from clustermesh.kvstore.connection import Change, Connection
 from clustermesh.wire import keys, records
 from clustermesh.wire.keys import DATAPATH_KINDS, Kind
 from clustermesh.wire.records import Capabilities, ClusterConfig, ServiceExport
-from tests.integration.apiserver.exports import CLUSTER_ID, address, config, export, node
+from tests.integration.apiserver.exports import CLUSTER_ID, FIRST_IDENTITY, address, config, export, identity, node
 from tests.integration.apiserver.test_mirror import (
     cache,
     mirroring,
@@ -189,6 +189,33 @@ async def test_an_own_etcd_that_lost_everything_is_filled_again_even_if_the_peer
         await eventually(filled)
         canary = await mine.get(keys.cache_canary(Kind.NODES, "red"))
         assert canary is not None
+
+
+async def test_after_a_loss_of_the_own_etcd_canaries_come_back_behind_all_records(
+    etcd: EtcdProcess, own: EtcdProcess
+) -> None:
+    """Readers take the canary's word for it that what is not there by then is gone."""
+    kv, mine = await restricted(etcd), own.connection()
+    await export(kv)
+    async with mirroring(etcd, mine) as mirror:
+        await until_synced(mirror)
+        later = [keys.identity(FIRST_IDENTITY + 100 + number) for number in range(1000)]
+        for start in range(0, len(later), 100):
+            await kv.commit([Change(key.encode(), identity()) for key in later[start : start + 100]])
+        await eventually(lambda: mirror.view().records[Kind.IDENTITIES] == 1 + len(later))
+        await own.stop()
+        own.wipe()
+        await own.start()
+        prefix, canary = keys.cache_prefix(Kind.IDENTITIES, "red"), keys.cache_canary(Kind.IDENTITIES, "red")
+
+        async def filled() -> bool:
+            return await mine.count(prefix) == 1 + len(later) and await mine.get(canary) is not None
+
+        await eventually(filled)
+        vouched = await mine.get(canary)
+        assert vouched is not None
+        written = [record.mod_revision async for page in mine.list(prefix) for record in page]
+        assert max(written) < vouched.mod_revision
 
 
 async def test_an_own_etcd_that_refuses_is_told_and_served_once_it_takes_writes(
