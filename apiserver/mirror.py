@@ -417,11 +417,9 @@ class Mirror:
             asking = asyncio.create_task(self._asked_again(again))
             try:
                 await asyncio.wait((reading, asking), return_when=asyncio.FIRST_COMPLETED)
-                if reading.done():
-                    await reading
             finally:
-                await end(reading)
                 await end(asking)
+                await end(reading)
             log.info(
                 "peer %s: listing its %s again: some that were kept out may be right by now", self._peer.name, kind
             )
@@ -434,19 +432,17 @@ class Mirror:
         prefix = paths.prefixes[kind]
         # The admission knows what there is: the feed need not know it as well.
         feed = self._feed(prefix, remember=False, lists=self._lists_in_turn)
-        again = False
         try:
             async with aclosing(feed.batches()) as batches:
                 async for batch in batches:
                     if batch.starts:
                         self._admission.begin(kind)
-                    if again and batch.synced and config.capabilities.synced_canaries:
+                    if batch.synced and config.capabilities.synced_canaries:
                         await self._expect_canary(kind, paths.canaries[kind], batch.revision)
                     await self._take(kind, len(prefix), batch)
                     await self._writer.room()
                     if batch.synced:
                         self._lists[kind] += 1
-                        again = True
                         await self._complete(kind)
                         done.set()
                     await self._pace.spend(changes(event.value for event in batch.events))
@@ -455,7 +451,7 @@ class Mirror:
             self._feeds.remove(feed)
 
     async def _expect_canary(self, kind: Kind, canary: str, revision: int) -> None:
-        """A list made again counts only if the peer had said by then that it is complete: an etcd may come back empty.
+        """A list counts only if the peer had said by then that it is complete: an etcd may have come back empty.
 
         Otherwise its deletions are not believed, and a new session waits for the canary.
         """

@@ -13,7 +13,7 @@ from clustermesh.kube.objects import PeerQuota
 from clustermesh.kvstore.connection import Change, Connection
 from clustermesh.wire import endpoint_slices, keys, records
 from clustermesh.wire.endpoint_slices import ClusterEndpointSlice, SliceEndpoint
-from clustermesh.wire.keys import Kind
+from clustermesh.wire.keys import DATAPATH_KINDS, Kind
 from clustermesh.wire.records import (
     SERVICES_AND_SLICES,
     AddressRecord,
@@ -25,6 +25,7 @@ from clustermesh.wire.records import (
     ServiceRecord,
 )
 from tests.integration.apiserver.exports import CLUSTER_ID, FIRST_IDENTITY, address, export, identity, node, service
+from tests.integration.apiserver.history import recording
 from tests.integration.apiserver.test_mirror import cache, mirroring, restricted, until_cached, until_synced
 from tests.integration.etcd_process import EtcdProcess
 from tests.integration.waiting import eventually
@@ -267,6 +268,36 @@ async def test_what_was_refused_and_forgotten_is_listed_again_when_it_may_be_rig
         # Also what was let in that way is followed.
         await kv.delete(keys.address(late[0]))
         await until_cached(mine, f"cilium/cache/ip/v1/red/{late[0]}", None)
+
+
+async def test_a_list_made_again_is_believed_only_if_the_peer_is_complete_by_then(
+    etcd: EtcdProcess, own: EtcdProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(admission, "Quarantine", partial(Quarantine, most=1))
+    monkeypatch.setattr(mirror, "LIST_AGAIN", 0.1)
+    caplog.set_level("INFO")
+    kv, mine, claims = await restricted(etcd), own.connection(), Claims()
+    await export(kv)
+    for ip in ("10.5.99.1", "10.5.99.2"):
+        await kv.put(keys.address(ip), address(ip))
+    async with mirroring(etcd, mine, claims=claims) as red:
+        await until_synced(red)
+        await etcd.stop()
+        claims.hold("blue", "blue-1", [cidr("10.9.1.0/24")])
+        claims.settle()
+        await eventually(lambda: f"listing its {Kind.ADDRESSES} again" in caplog.text)
+        etcd.wipe()
+        async with recording(mine) as history:
+            await etcd.start()
+            refilled = await restricted(etcd)
+            await export(refilled, canaries=False)
+            await refilled.delete(keys.address("10.5.1.7"))
+            await eventually(lambda: "filling its etcd again" in caplog.text)
+            await history.caught_up()
+            assert history.of(POD)[1:] == []
+        for kind in DATAPATH_KINDS:
+            await refilled.put(keys.state_canary(kind, "red"), b"now")
+        await until_cached(mine, POD, None)
 
 
 async def test_a_flood_is_slowed_down_and_nothing_of_it_is_lost(etcd: EtcdProcess, own: EtcdProcess) -> None:
