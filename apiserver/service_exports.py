@@ -22,13 +22,13 @@ def compile_export(
 ) -> records.ServiceExport | None:
     """None when there is nothing to export: no such Service, or one that is a name elsewhere.
 
-    What Kubernetes fills in anyway, one family of IPv4 and traffic to all nodes, is left out: the record is then what
-    every version of Cilium writes and reads. ValueError for an export without a usable creation time.
+    What Kubernetes fills in anyway, IPv4 and traffic to all nodes, is left out: the record is then what every version
+    of Cilium writes and reads. So are both families, which narrow nothing. ValueError for an export without a usable
+    creation time.
     """
     if service is None or service.spec.type == "ExternalName":
         return None
     spec, wishes = service.spec, export.spec
-    families = tuple(spec.ip_families or ())
     return records.ServiceExport(
         cluster=cluster.name,
         name=service.name,
@@ -40,7 +40,7 @@ def compile_export(
         type=records.HEADLESS if spec.cluster_ip == "None" else records.CLUSTER_SET_IP,
         session_affinity="ClientIP" if _sticks(service) else "None",
         session_affinity_config=_affinity_config(service),
-        ip_families=msgspec.UNSET if families in ((), ("IPv4",)) else families,
+        ip_families=spec.ip_families if spec.ip_families == ("IPv6",) else msgspec.UNSET,
         internal_traffic_policy="Local" if spec.internal_traffic_policy == "Local" else msgspec.UNSET,
         traffic_distribution=(
             spec.traffic_distribution if spec.traffic_distribution in _TRAFFIC_DISTRIBUTIONS else msgspec.UNSET
