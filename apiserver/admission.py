@@ -122,11 +122,11 @@ class Admission:
             for name in self._claims.nodes(self.peer.name).keys() - self._in_force[kind].keys():
                 self._claims.release(self.peer.name, name)
 
-    def finish(self) -> None:
-        """A batch is in: let follow from it whatever does, for all peers."""
+    def finish(self) -> int:
+        """A batch is in: let follow from it what does, for all peers; returns how many records were judged again."""
         if self._moved or self._dirty or self._line or self._eased:
             self._claims.wake(self.peer.name)
-        self._claims.settle()
+        return self._claims.settle()
 
     def close(self) -> None:
         """Judge no more. What is in force keeps its claims."""
@@ -157,17 +157,20 @@ class Admission:
         self._ease()
         return bool(self._dirty) or self._eased
 
-    def settle(self) -> None:
+    def settle(self) -> int:
         """See `Watcher`."""
+        judged = 0
         while True:
             while self._dirty:
                 dirty, self._dirty = self._dirty, {}
+                judged += len(dirty)
                 for kind, name in dirty:
                     self._judge_again(kind, name)
             head = next(iter(self._line), None)
             if head is None or not self._has_room(head):
                 break
             del self._line[head]
+            judged += 1
             self._judge_again(*head)
         if self._eased:
             self._eased = False
@@ -176,6 +179,7 @@ class Admission:
         if self._moved:
             self._moved = False
             self._sink.settled()
+        return judged
 
     # Judging: without effects
 

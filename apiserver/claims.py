@@ -41,8 +41,8 @@ class Watcher(Protocol):
     def touched(self, owner: str, gained: Sequence[Range], lost: Sequence[Range]) -> bool:
         """Ranges changed hands. Note what that concerns; True when something must be judged again."""
 
-    def settle(self) -> None:
-        """Judge what was noted."""
+    def settle(self) -> int:
+        """Judge what was noted; returns how many records that were."""
 
 
 class Claims:
@@ -78,17 +78,19 @@ class Claims:
         if (watcher := self._watchers.get(owner)) is not None:
             self._unsettled[owner] = watcher
 
-    def settle(self) -> None:
-        """Let everybody judge again what the changes so far concern, and what follows from that."""
+    def settle(self) -> int:
+        """Let everybody judge again what the changes so far concern, and what follows; returns how many records."""
         if self._settling:
-            return
+            return 0
         self._settling = True
+        judged = 0
         try:
             while self._unsettled:
                 owner = next(iter(self._unsettled))
-                self._unsettled.pop(owner).settle()
+                judged += self._unsettled.pop(owner).settle()
         finally:
             self._settling = False
+        return judged
 
     # Nodes
 

@@ -439,13 +439,13 @@ class Mirror:
                         self._admission.begin(kind)
                     if batch.synced and config.capabilities.synced_canaries:
                         await self._expect_canary(kind, paths.canaries[kind], batch.revision)
-                    await self._take(kind, len(prefix), batch)
+                    judged = await self._take(kind, len(prefix), batch)
                     await self._writer.room()
                     if batch.synced:
                         self._lists[kind] += 1
                         await self._complete(kind)
                         done.set()
-                    await self._pace.spend(changes(event.value for event in batch.events))
+                    await self._pace.spend(judged + changes(event.value for event in batch.events))
         finally:
             self._proved = max(self._proved, feed.last_event)
             self._feeds.remove(feed)
@@ -461,18 +461,22 @@ class Mirror:
                 "synced", f"{self._peer.name} is filling its etcd again: waiting until its {kind} are there"
             )
 
-    async def _take(self, kind: Kind, skip: int, batch: Batch) -> None:
-        """Let in what a batch brings, in portions: others have their turn in between."""
-        take = self._admission.take
+    async def _take(self, kind: Kind, skip: int, batch: Batch) -> int:
+        """Let in what a batch brings, in portions: others have their turn in between.
+
+        Returns how many records were judged again: a node that goes costs as much as all the pods behind it.
+        """
+        judged, take = 0, self._admission.take
         for portion in range(0, len(batch.events), _PORTION):
             if portion:
                 await asyncio.sleep(0)
             for key, value, _ in batch.events[portion : portion + _PORTION]:
                 take(kind, key[skip:], value)
-            self._admission.finish()
+            judged += self._admission.finish()
         self._events[kind] += len(batch.events)
         if batch.events:
             self._records_moved()
+        return judged
 
     def _records_moved(self) -> None:
         self._records_changed = asyncio.get_running_loop().time()

@@ -59,11 +59,12 @@ class OwnClaims:
                     self._dirty.update(self._index.inside(changed))
         return bool(self._dirty)
 
-    def settle(self) -> None:
+    def settle(self) -> int:
         """See `Watcher`."""
-        dirty, self._dirty = self._dirty, set()
-        for address in dirty & self._pods.keys():
+        dirty, self._dirty = self._dirty & self._pods.keys(), set()
+        for address in dirty:
             self._judge(address)
+        return len(dirty)
 
     def _judge(self, address: str) -> None:
         found = number_of(address)

@@ -315,3 +315,23 @@ async def test_a_flood_is_slowed_down_and_nothing_of_it_is_lost(etcd: EtcdProces
         await eventually(lambda: not red.view().throttled)
         assert red.figures().throttled > 0
         assert red.figures().events[Kind.ADDRESSES] == 1 + 17 * len(pods)
+
+
+async def test_a_node_that_comes_and_goes_counts_with_all_that_is_judged_for_its_sake(
+    etcd: EtcdProcess, own: EtcdProcess
+) -> None:
+    kv, mine = await restricted(etcd), own.connection()
+    await export(kv)
+    pods = [f"10.5.2.{number}" for number in range(1, 251)]
+    for start in range(0, len(pods), 50):
+        await kv.commit([Change(keys.address(ip).encode(), address(ip), 0) for ip in pods[start : start + 50]])
+    spec = PeerSpec("red", CLUSTER_ID, (etcd.endpoint,), quota=PeerQuota(changes_per_second=50))
+    behind = f"cilium/cache/ip/v1/red/{pods[-1]}"
+    async with mirroring(etcd, mine, spec=spec) as red:
+        await until_synced(red)
+        await kv.put(keys.node("red", "red-2"), node("red-2", "10.5.2.0/24", "192.0.2.22"))
+        await until_cached(mine, behind, address(pods[-1]))
+        await kv.delete(keys.node("red", "red-2"))
+        await until_cached(mine, behind, None)
+        await kv.put(keys.node("red", "red-2"), node("red-2", "10.5.2.0/24", "192.0.2.22"))
+        await eventually(lambda: red.view().throttled or red.figures().throttled > 0)

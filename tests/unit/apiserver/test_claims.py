@@ -116,8 +116,9 @@ class _Notes:
         self.told.append((owner, list(gained), list(lost)))
         return True
 
-    def settle(self) -> None:
+    def settle(self) -> int:
         self.settled += 1
+        return 3
 
 
 def test_watchers_are_told_what_changed_hands_and_nothing_else() -> None:
@@ -130,8 +131,8 @@ def test_watchers_are_told_what_changed_hands_and_nothing_else() -> None:
         ("red", [cidr("10.1.1.0/24"), cidr("192.0.2.1/32")], []),
         ("red", [cidr("10.1.2.0/24")], [cidr("10.1.1.0/24")]),
     ]
-    claims.settle()
-    claims.settle()
+    assert claims.settle() == 3
+    assert claims.settle() == 0
     assert notes.settled == 1
     claims.unwatch("blue", notes)
     claims.release_all("red")
