@@ -5,12 +5,14 @@ another cluster claims or gives up its addresses, the quota has room. So what is
 in if everything were read anew. A new value that is refused leaves the last good one in force; a value in force that
 has become wrong is taken back. Nothing here waits or does I/O; what changes goes to a `Sink`.
 
+What an earlier process let in is adopted: in force at once, and judged like all else a little later, by `prove`.
+
 A lenient peer is held to what Cilium's readers check and to what protects other clusters. A strict one must also keep
 its pods, backends and nodes within what its own nodes announce.
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Protocol
 
 from apiserver.claims import NOBODY, Claims
@@ -81,6 +83,8 @@ class Admission:
         self._sink = sink
         self._in_force: dict[Kind, dict[str, bytes]] = {kind: {} for kind in Kind}
         self._stale: dict[Kind, set[str]] = {}
+        # Adopted and not judged yet. No index knows of these: they will be judged by the claims of then.
+        self._unproven: dict[Kind, dict[str, None]] = {kind: {} for kind in Kind}
         # Who is concerned when an address changes hands: addresses by HostIP, services and slices by backend.
         self._by_host: dict[str, set[str]] = {}
         self._by_backend: dict[str, set[_Ref]] = {}
@@ -106,7 +110,34 @@ class Admission:
         elif self._in_force[kind].get(name) == value:
             self._forgive(kind, name)
         else:
+            if name in self._unproven[kind]:
+                self._prove(kind, name)
             self._decide(kind, name, value)
+
+    def adopt(self, kind: Kind, key: bytes, value: bytes) -> None:
+        """A record that an earlier process let in, as it stands in the own etcd. Nodes come first: they are judged."""
+        name = key.decode(errors="surrogateescape")
+        in_force = self._in_force[kind]
+        if kind is Kind.NODES or name in in_force or self.quarantine.get(kind, name) is not None:
+            self.take(kind, key, value)
+            return
+        size = len(name) + len(value)
+        if self.usage.refusal(None, size) is not None:
+            self._decide(kind, name, value)
+            return
+        in_force[name] = value
+        self._unproven[kind][name] = None
+        self.usage.replace(None, size)
+        self._sink.put(kind, name, value)
+        self._moved = True
+
+    def prove(self, most: int) -> None:
+        """Judge up to so many of the adopted records, and what follows from that."""
+        for kind, names in self._unproven.items():
+            for name in list(islice(names, most)):
+                self._prove(kind, name)
+                most -= 1
+        self.finish()
 
     def begin(self, kind: Kind) -> None:
         """The kind is going to be read from its beginning."""
@@ -137,6 +168,11 @@ class Admission:
     def count(self, kind: Kind) -> int:
         """How many records of a kind are in force."""
         return len(self._in_force[kind])
+
+    @property
+    def unproven(self) -> int:
+        """How many adopted records have not been judged yet."""
+        return sum(map(len, self._unproven.values()))
 
     def in_force(self, kind: Kind, name: str) -> bytes | None:
         return self._in_force[kind].get(name)
@@ -294,7 +330,27 @@ class Admission:
         else:
             self._admit(kind, name, value, record)
 
+    def _prove(self, kind: Kind, name: str) -> None:
+        """Judge an adopted record, as if it came now."""
+        del self._unproven[kind][name]
+        value = self._in_force[kind][name]
+        reason, record = self._judge(kind, name, value)
+        if record is None:  # which was let in by other rules than ours
+            self._take_out(kind, name)
+            if kind is Kind.ADDRESSES:
+                self._forget(name)
+        else:
+            self._mention(kind, name, (), _mentions(name, record))
+            if not reason:
+                self._settle_stray(kind, name)
+                return
+            self._withdraw(kind, name)
+        self._refuse(kind, name, value, record, reason)
+
     def _judge_again(self, kind: Kind, name: str) -> None:
+        if name in self._unproven[kind]:
+            self._prove(kind, name)
+            return
         refused = self.quarantine.get(kind, name)
         if refused is not None and refused.value is not None:
             self._decide(kind, name, refused.value)
@@ -361,19 +417,24 @@ class Admission:
 
     def _withdraw(self, kind: Kind, name: str) -> None:
         mentioned = self._texts(kind, name)
-        value = self._in_force[kind].pop(name)
-        self.usage.replace(len(name) + len(value), None)
-        self._ease()
+        self._take_out(kind, name)
         self._mention(kind, name, mentioned, self._texts(kind, name))
         if kind is Kind.NODES:
             self._claims.release(self.peer.name, name)
         elif kind is Kind.ADDRESSES:
             self._release_stray(name)
+
+    def _take_out(self, kind: Kind, name: str) -> None:
+        value = self._in_force[kind].pop(name)
+        self.usage.replace(len(name) + len(value), None)
+        self._ease()
         self._sink.delete(kind, name)
         self._moved = True
 
     def _drop(self, kind: Kind, name: str) -> None:
         """The peer deleted the record."""
+        if name in self._unproven[kind]:
+            self._prove(kind, name)
         mentioned = self._texts(kind, name)
         self._release(kind, name)
         self._mention(kind, name, mentioned, self._texts(kind, name))
@@ -438,9 +499,9 @@ class Admission:
 
     def _mentions(self) -> Iterable[str]:
         """All addresses that some record depends on."""
-        return chain(
-            self._in_force[Kind.ADDRESSES], self.quarantine.waiting(Kind.ADDRESSES), self._by_host, self._by_backend
-        )
+        unproven = self._unproven[Kind.ADDRESSES]
+        proven = (name for name in self._in_force[Kind.ADDRESSES] if name not in unproven)
+        return chain(proven, self.quarantine.waiting(Kind.ADDRESSES), self._by_host, self._by_backend)
 
     def _texts(self, kind: Kind, name: str) -> Collection[str]:
         """The addresses that a record depends on: those of the value in force and of the one that is kept out."""
@@ -483,6 +544,10 @@ class Admission:
             hosted.discard(name)
             if not hosted:
                 del self._by_host[text]
+        self._forget(text)
+
+    def _forget(self, text: str) -> None:
+        """Unless some record still depends on the address."""
         if not (
             text in self._by_host
             or text in self._by_backend

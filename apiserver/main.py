@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from apiserver import collector
 from apiserver.cluster import ClusterIdentity
 from apiserver.leadership import LeadershipLost, Timing
 from apiserver.replica import Options, Replica, default_identity
@@ -203,6 +204,7 @@ def _tls(endpoints: tuple[str, ...], ca: Path | None, cert: Path | None, key: Pa
 
 async def _main(options: Options) -> int:
     """Exit status: 0 after SIGTERM or SIGINT, 1 after a failure, which is named once."""
+    collector.relax()
     running = asyncio.create_task(Replica(options).run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import NoReturn
 
 import msgspec
@@ -44,8 +44,13 @@ log = logging.getLogger(__name__)
 GREETING = 4.0
 PULSE = 1.5
 HEARTBEAT_LIMIT = 150.0
-_RETRY_LIMIT = 15.0
+# Seconds between two attempts at a peer that is away: each is a dial or two, and one that is back is not left waiting.
+_RETRY_LIMIT = 1.5
 _PORTION = 1000  # records that are judged at a stretch: some milliseconds
+# What was adopted is judged once it was compared with the peer's lists, or after so many seconds without them; so many
+# records at a stretch, about a millisecond, since changes come in between.
+_PROOF_WITHIN = 5.0
+_PROOFS = 100
 # Seconds between two lists of a kind that are made because refused records were forgotten.
 LIST_AGAIN = 60.0
 
@@ -176,6 +181,7 @@ class Mirror:
         self._pace = Pace(peer.quota.changes_per_second)
         self._synced: set[Kind] = set()
         self._current: set[Kind] = set()  # complete in this session
+        self._compared = asyncio.Event()  # all kinds were, in some session
         self._feeds: list[Feed] = []
         self._config: ClusterConfig | None = None
         self._error: KvError | PeerError | None = None
@@ -195,6 +201,11 @@ class Mirror:
     def current(self) -> frozenset[Kind]:
         """Kinds whose list of this session is complete in the own etcd, and which are followed since."""
         return frozenset(self._current)
+
+    @property
+    def unproven(self) -> int:
+        """How many of the records that an earlier process mirrored have not been judged yet."""
+        return self._admission.unproven
 
     async def update_tls(self, tls: TlsPem) -> None:
         """Use a renewed certificate or another CA from now on."""
@@ -257,6 +268,7 @@ class Mirror:
                 group.create_task(self._writer.run())
                 group.create_task(self._vouch_again())
                 await self._adopt()
+                group.create_task(self._prove())
                 await self._sessions()
         finally:
             self._admission.close()
@@ -289,11 +301,11 @@ class Mirror:
 
     async def _adopt_kind(self, kind: Kind) -> None:
         prefix, canary = keys.cache_prefix(kind, self._peer.name), keys.cache_canary(kind, self._peer.name)
-        skip, take = len(prefix), self._admission.take
+        skip, adopt = len(prefix), self._admission.adopt
         async for page in self._writer.adopting(prefix):
             for portion in range(0, len(page), _PORTION):
                 for key, value in page[portion : portion + _PORTION]:
-                    take(kind, key[skip:], value)
+                    adopt(kind, key[skip:], value)
                 self._admission.finish()
                 await asyncio.sleep(0)
         present = await self._own.get(canary)
@@ -301,6 +313,15 @@ class Mirror:
             if present.lease != (lease := await self._lease.granted()):
                 await self._own.put(canary, present.value, lease)
             self._synced.add(kind)
+
+    async def _prove(self) -> None:
+        """The peer's policy and quota, the rules and others' claims may be other than when it was let in."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PROOF_WITHIN):
+                await self._compared.wait()
+        while self._admission.unproven:
+            self._admission.prove(_PROOFS)
+            await asyncio.sleep(0)
 
     async def _sessions(self) -> NoReturn:
         backoff = Backoff(limit=_RETRY_LIMIT)
@@ -314,6 +335,7 @@ class Mirror:
                 if self._connected:
                     backoff.reset()
                 self._report(error)
+                await self._remote.redial()
             await asyncio.sleep(backoff.next())
 
     async def _session(self) -> None:
@@ -494,6 +516,7 @@ class Mirror:
         log.info("peer %s: %d %s mirrored", self._peer.name, self._admission.count(kind), kind)
         if self._config is not None and self._current >= set(self._config.kinds()):
             self._drop_others(self._config.kinds())
+            self._compared.set()
 
     async def _vouch(self, kind: Kind) -> None:
         """Say that the kind is complete, once it is. Not by the writer, which after a loss would not put it last."""
@@ -527,7 +550,7 @@ class Mirror:
 
     async def _flush(self) -> None:
         """Wait for the own etcd however long it takes: what was read of the peer need not be read again."""
-        backoff = Backoff(limit=_RETRY_LIMIT)
+        backoff = Backoff()
         while True:
             try:
                 await self._writer.flush(despite_rejections=True)

@@ -137,6 +137,10 @@ class Connection:
             self._tls = tls
             await self._drop_session()
 
+    async def redial(self) -> None:
+        """Connect anew for the next operation, at once: gRPC itself would let up to two seconds pass."""
+        await self._drop_session()
+
     async def get(self, key: Key) -> KeyValue | None:
         """The key as it stands, or None."""
         page = await self.range(key)
