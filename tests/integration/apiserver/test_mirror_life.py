@@ -123,6 +123,25 @@ async def test_what_the_peer_deleted_while_nobody_mirrored_is_pruned(etcd: EtcdP
         }
 
 
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_restart_with_a_stricter_policy_takes_back_what_the_lenient_one_let_in(
+    etcd: EtcdProcess, own: EtcdProcess, away: bool
+) -> None:
+    kv, mine = await restricted(etcd), own.connection()
+    await export(kv)
+    await kv.put(keys.address("10.99.0.1"), address("10.99.0.1", CLUSTER_ID << 16 | 1))
+    outside = "cilium/cache/ip/v1/red/10.99.0.1"
+    async with mirroring(etcd, mine, strict=False) as mirror:
+        await until_synced(mirror)
+    assert {POD, outside} <= (await cache(mine)).keys()
+    if away:
+        await etcd.kill()
+    async with mirroring(etcd, mine, strict=True) as again:
+        await until_cached(mine, outside, None)
+        await eventually(lambda: not again.unproven)
+        assert POD in await cache(mine)
+
+
 async def test_a_history_that_was_compacted_while_the_peer_was_away_is_made_up_for(
     etcd: EtcdProcess, own: EtcdProcess
 ) -> None:

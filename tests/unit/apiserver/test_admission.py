@@ -398,3 +398,32 @@ def test_nothing_a_peer_writes_raises(kind: Kind, key: bytes, value: bytes, stri
     red.say(kind, key, None)
     assert set(red.readers.seen) == {(N, "red-1")}
     assert red.admission.quarantine.view().total == 0
+
+
+def test_what_an_earlier_process_let_in_is_in_force_at_once_and_judged_later() -> None:
+    red = mesh(strict=True)
+    for name, value in {
+        "10.5.1.7": address("10.5.1.7"),
+        "10.9.9.9": address("10.9.9.9"),  # as a lenient peer may
+        "10.5.1.8": b"{",  # as no rules would have let it in
+    }.items():
+        red.admission.adopt(Kind.ADDRESSES, name.encode(), value)
+    red.admission.finish()
+    assert red.admission.unproven == 3
+    assert red.admission.count(Kind.ADDRESSES) == 3
+    red.admission.prove(3)
+    assert red.admission.unproven == 0
+    assert {name for kind, name in red.readers.seen if kind is Kind.ADDRESSES} == {"10.5.1.7"}
+    assert red.reason(Kind.ADDRESSES, "10.9.9.9") == OUTSIDE_POD_CIDRS
+    assert red.reason(Kind.ADDRESSES, "10.5.1.8") == "undecodable addresses record"
+
+
+def test_an_adopted_value_that_would_not_be_let_in_is_not_the_last_good_one() -> None:
+    red = mesh(strict=True)
+    red.admission.adopt(Kind.ADDRESSES, b"10.9.9.9", address("10.9.9.9"))
+    assert red.say(Kind.ADDRESSES, "10.9.9.9", address("10.9.9.9", POD + 1)) == OUTSIDE_POD_CIDRS
+    assert not red.sees(Kind.ADDRESSES, "10.9.9.9")
+    red.admission.adopt(Kind.ADDRESSES, b"10.5.1.7", address("10.5.1.7"))
+    assert red.say(Kind.ADDRESSES, "10.5.1.7", b"{") is not None
+    assert red.readers.seen[Kind.ADDRESSES, "10.5.1.7"] == address("10.5.1.7")
+    assert red.admission.unproven == 0
