@@ -515,7 +515,7 @@ class Mirror:
         self._changed()
         log.info("peer %s: %d %s mirrored", self._peer.name, self._admission.count(kind), kind)
         if self._config is not None and self._current >= set(self._config.kinds()):
-            self._drop_others(self._config.kinds())
+            await self._drop_others(self._config.kinds())
             self._compared.set()
 
     async def _vouch(self, kind: Kind) -> None:
@@ -541,12 +541,30 @@ class Mirror:
             for kind in tuple(self._synced):
                 await self._vouch(kind)
 
-    def _drop_others(self, kinds: Sequence[Kind]) -> None:
-        """What the peer exported before and says it does not any more goes once all that it exports now is there."""
-        for kind in set(Kind).difference(kinds):
+    async def _drop_others(self, kinds: Sequence[Kind]) -> None:
+        """What the peer exported before and says it does not any more goes once all that it exports now is there.
+
+        Its canary first: what vanishes without one stays with an agent until it knows what the peer exports now.
+        """
+        others = [kind for kind in Kind if kind not in kinds and (kind in self._synced or self._admission.count(kind))]
+        for kind in others:
+            self._synced.discard(kind)
+            await self._disown(kind)
+        for kind in others:
             self._admission.begin(kind)
             self._admission.complete(kind)
         self._admission.finish()
+
+    async def _disown(self, kind: Kind) -> None:
+        """Say that the kind is not kept up any more."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self._own.delete(keys.cache_canary(kind, self._peer.name))
+                return
+            except KvError as error:
+                log.warning("peer %s: %s", self._peer.name, _own_etcd(error))
+                await asyncio.sleep(backoff.next())
 
     async def _flush(self) -> None:
         """Wait for the own etcd however long it takes: what was read of the peer need not be read again."""

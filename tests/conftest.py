@@ -1,5 +1,7 @@
 """What holds for all tests."""
 
+import signal
+
 import pytest
 from hypothesis import settings
 from xdist.remote import Producer
@@ -8,6 +10,10 @@ from xdist.scheduler import LoadScopeScheduling
 # How long an example takes says nothing on a machine that runs other tests beside it.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
+
+
+# A shell has its background jobs ignore SIGINT, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Scheduling(LoadScopeScheduling):

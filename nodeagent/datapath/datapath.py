@@ -32,6 +32,7 @@ from nodeagent.datapath.ringbuf import RingBuffer
 log = logging.getLogger(__name__)
 
 _ZERO = bytes(4)
+_EVENTS_AT_A_STRETCH = 256
 _POD = (Program("from_pod", Hook.INGRESS), Program("to_pod", Hook.EGRESS))
 _TUNNEL = (Program("from_tunnel", Hook.INGRESS), Program("to_tunnel", Hook.EGRESS))
 
@@ -137,8 +138,10 @@ class Datapath:
         loop.add_reader(ring.fd, readable.set)
         try:
             while True:
-                for raw in ring.read():
+                for number, raw in enumerate(ring.read(), start=1):
                     yield Event.unpack(raw)
+                    if number % _EVENTS_AT_A_STRETCH == 0:
+                        await asyncio.sleep(0)  # a ring that fills as fast as it is read must not keep others waiting
                 readable.clear()
                 await readable.wait()
         finally:

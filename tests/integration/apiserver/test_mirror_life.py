@@ -11,6 +11,7 @@ from clustermesh.wire import keys, records
 from clustermesh.wire.keys import DATAPATH_KINDS, Kind
 from clustermesh.wire.records import Capabilities, ClusterConfig, ServiceExport
 from tests.integration.apiserver.exports import CLUSTER_ID, FIRST_IDENTITY, address, config, export, identity, node
+from tests.integration.apiserver.history import recording
 from tests.integration.apiserver.test_mirror import (
     cache,
     mirroring,
@@ -90,6 +91,26 @@ async def test_a_changed_cluster_config_is_noticed_at_once(etcd: EtcdProcess, ow
         await kv.put(keys.cluster_config("red"), config())
         await eventually(lambda: mirror.view().state == "connected")
         assert await cache(mine) == before
+
+
+async def test_what_a_peer_exports_no_more_loses_its_canary_before_its_records(
+    etcd: EtcdProcess, own: EtcdProcess
+) -> None:
+    """So an agent keeps it until it knows by the new cluster-config what to read instead."""
+    kv, mine = await restricted(etcd), own.connection()
+    await export(kv)
+    exports = Capabilities(synced_canaries=True, max_connected_clusters=255, service_exports_enabled=True)
+    await kv.put(keys.cluster_config("red"), records.encode(ClusterConfig(CLUSTER_ID, exports)))
+    await kv.put(keys.service_export("red", "default", "echo"), EXPORT)
+    await kv.put(keys.state_canary(Kind.SERVICE_EXPORTS, "red"), b"now")
+    exported = keys.cache_prefix(Kind.SERVICE_EXPORTS, "red") + "default/echo"
+    async with recording(mine) as history, mirroring(etcd, mine) as mirror:
+        await eventually(lambda: Kind.SERVICE_EXPORTS in mirror.view().synced)
+        await kv.put(keys.cluster_config("red"), config())
+        await until_cached(mine, exported, None)
+        await history.caught_up()
+        gone = [event.key.decode() for event in history.events if event.value is None and b"cilium/" in event.key]
+        assert gone == [keys.cache_canary(Kind.SERVICE_EXPORTS, "red"), exported]
 
 
 async def test_an_interruption_is_resumed_without_a_list(etcd: EtcdProcess, own: EtcdProcess) -> None:
