@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from itertools import islice
 
 from apiserver.cluster import ClusterIdentity
 from apiserver.places import Places
@@ -244,8 +245,8 @@ class IdentityAllocator:
         backoff = Backoff(cap=30.0)
         while True:
             await self._work.wait()
-            wishes = list(self._wanted)[:_AT_ONCE]
-            losses = list(self._lost.items())[:_AT_ONCE]
+            wishes = list(islice(self._wanted, _AT_ONCE))
+            losses = list(islice(self._lost.items(), _AT_ONCE))
             results = await asyncio.gather(
                 *(self._number(text) for text in wishes),
                 *(self._restore(number, text) for number, text in losses),

@@ -38,10 +38,18 @@ class Range(NamedTuple):
         return f"{text_of(self.version, self.first)}/{self.prefix_length}"
 
 
-# An address is asked for several times while its record is judged, and that of a node by all of its pods.
-@lru_cache(maxsize=8192)
+_LONGEST = 45  # characters of an address: six groups of IPv6 and an IPv4 address
+
+
 def number_of(text: str) -> tuple[int, int] | None:
     """IP version and number of an address; None for a text that is no address."""
+    return _number_of(text) if len(text) <= _LONGEST else None
+
+
+# An address is asked for several times while its record is judged, and that of a node by all of its pods. A peer's text
+# of any length is not remembered.
+@lru_cache(maxsize=8192)
+def _number_of(text: str) -> tuple[int, int] | None:
     try:
         if ":" in text:
             return 6, int.from_bytes(inet_pton(AF_INET6, text), "big")

@@ -1,6 +1,7 @@
 """Addresses and ranges as numbers."""
 
 import ipaddress
+import sys
 from base64 import b64encode
 
 import pytest
@@ -72,3 +73,15 @@ networks = st.builds(
 @given(networks, networks)
 def test_ranges_overlap_as_their_networks_do(one: Range, other: Range) -> None:
     assert one.overlaps(other) == one.network().overlaps(other.network())
+
+
+def test_what_is_too_long_to_be_an_address_is_not_remembered() -> None:
+    text = "1" * 100_000
+    holders = sys.getrefcount(text)
+    assert number_of(text) is None
+    assert sys.getrefcount(text) == holders
+
+
+def test_the_longest_spelling_of_an_address_is_read() -> None:
+    text = "0000:0000:0000:0000:0000:ffff:192.168.100.228"
+    assert number_of(text) == (6, 0xFFFF << 32 | 0xC0A864E4)
