@@ -271,6 +271,7 @@ class Mirror:
                 group.create_task(self._prove())
                 await self._sessions()
         finally:
+            self._lease.forget(self._lost.set)
             self._admission.close()
             self._changed()
 

@@ -244,20 +244,21 @@ class PeerManager:
         self._written.pop(peer.name, None)
 
     async def _follow_reports(self) -> None:
-        async for batch in Feed(self.connection, keys.AGENTS).batches():
-            async with self._reports_moved:
-                for event in batch.events:
-                    node = event.key.decode(errors="replace")[len(keys.AGENTS) :]
-                    self._reports.pop(node, None)
-                    if event.value is not None:
-                        try:
-                            self._reports[node] = records.decode(AgentReport, event.value)
-                        except RecordError as error:
-                            log.error("report of node %s: %s", node, error)
-                self._reports_known |= batch.synced
-                self._reports_unwritten = True
-                self._reports_moved.notify_all()
-            self._all_changed()
+        async with aclosing(Feed(self.connection, keys.AGENTS).batches()) as batches:
+            async for batch in batches:
+                async with self._reports_moved:
+                    for event in batch.events:
+                        node = event.key.decode(errors="replace")[len(keys.AGENTS) :]
+                        self._reports.pop(node, None)
+                        if event.value is not None:
+                            try:
+                                self._reports[node] = records.decode(AgentReport, event.value)
+                            except RecordError as error:
+                                log.error("report of node %s: %s", node, error)
+                    self._reports_known |= batch.synced
+                    self._reports_unwritten = True
+                    self._reports_moved.notify_all()
+                self._all_changed()
 
     # What is reported
 

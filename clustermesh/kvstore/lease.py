@@ -66,6 +66,10 @@ class Lease:
         """Call listener whenever keys may be gone: the lease was lost (and granted again) or the store went back."""
         self._listeners.append(listener)
 
+    def forget(self, listener: Callable[[], None]) -> None:
+        """Call listener no more: a lease outlives many who write under it."""
+        self._listeners.remove(listener)
+
     def suspect(self) -> None:
         """Say that etcd does not know the lease: granted() waits until that is cleared up."""
         self._granted.clear()

@@ -166,11 +166,15 @@ class Writer:
         await waiter
 
     async def run(self) -> None:
-        """Write what is wanted, for ever."""
-        async with asyncio.TaskGroup() as tasks:
-            for number in range(self._in_flight):
-                tasks.create_task(self._carry(), name=f"writer-{number}")
-            tasks.create_task(self._repair(), name="writer-repair")
+        """Write what is wanted, for ever; once it ended it cannot be run again."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(self._in_flight):
+                    tasks.create_task(self._carry(), name=f"writer-{number}")
+                tasks.create_task(self._repair(), name="writer-repair")
+        finally:
+            if self._lease is not None:
+                self._lease.forget(self._write_again)
 
     def _queue(self, key: bytes) -> None:
         self._turn += 1
