@@ -20,7 +20,7 @@ from tests.integration.apiserver.test_mirror import (
     until_synced,
 )
 from tests.integration.etcd_process import EtcdProcess, free_ports
-from tests.integration.waiting import eventually
+from tests.integration.waiting import despite_outages, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -226,7 +226,7 @@ async def test_an_own_etcd_that_lost_everything_is_filled_again_even_if_the_peer
         async def filled() -> bool:
             return await cache(mine) == before
 
-        await eventually(filled)
+        await eventually(despite_outages(filled))
         canary = await mine.get(keys.cache_canary(Kind.NODES, "red"))
         assert canary is not None
 
@@ -251,7 +251,7 @@ async def test_after_a_loss_of_the_own_etcd_canaries_come_back_behind_all_record
         async def filled() -> bool:
             return await mine.count(prefix) == 1 + len(later) and await mine.get(canary) is not None
 
-        await eventually(filled)
+        await eventually(despite_outages(filled))
         vouched = await mine.get(canary)
         assert vouched is not None
         written = [record.mod_revision async for page in mine.list(prefix) for record in page]
