@@ -210,7 +210,11 @@ class Claims:
                 self._recount(level, first >> bits, owner, difference)
 
     def _recount(self, level: _Level, number: int, owner: str, difference: int) -> None:
-        owners = dict(level.get(number, ()))
+        before = level.get(number)
+        if before is None and difference == 1:  # nearly always
+            level[number] = self._once.get(owner) or self._shared({owner: 1})
+            return
+        owners = dict(before or ())
         owners[owner] = owners.get(owner, 0) + difference
         if not owners[owner]:
             del owners[owner]

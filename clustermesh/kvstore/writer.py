@@ -86,10 +86,13 @@ class Writer:
     def put(self, key: Key, value: bytes) -> None:
         """Want key to have this value."""
         name = to_bytes(key)
-        if self._wanted.get(name) == value and name not in self.rejected:
+        if self.rejected:
+            if self._wanted.get(name) == value and name not in self.rejected:
+                return
+            self.rejected.pop(name, None)
+        elif self._wanted.get(name) == value:
             return
         self._wanted[name] = value
-        self.rejected.pop(name, None)
         # Equal bytes in etcd spare the write, unless another write of the key is still on its way.
         if self._adopted.pop(name, None) != value or name in self._pending or name in self._travelling:
             self._queue(name)

@@ -8,6 +8,7 @@ import ipaddress
 from base64 import b64decode
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -62,6 +63,12 @@ class ClusterConfig(msgspec.Struct, frozen=True, gc=False):
         return DATAPATH_KINDS
 
 
+# A node is asked for its ranges by everyone who judges it, one after another.
+@lru_cache(maxsize=64)
+def _masked(ip: str, mask: str) -> Range:
+    return masked_range(ip, b64decode(mask, validate=True))
+
+
 class Cidr(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
     ip: str = msgspec.field(name="IP")
     mask: str  # base64 of 4 or 16 bytes
@@ -73,7 +80,7 @@ class Cidr(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
     def range(self) -> Range:
         """Raise RecordError when address or mask do not make a range."""
         try:
-            return masked_range(self.ip, b64decode(self.mask, validate=True))
+            return _masked(self.ip, self.mask)
         except ValueError as error:
             raise RecordError(f"{self.ip} with mask {self.mask} is no address range: {error}") from None
 

@@ -177,6 +177,12 @@ async def _changes(
         _aimed(f"{rate:,}/s: to the kernel map, p99", _at(kernel, 0.99), "ms", None),
         _aimed(f"{rate:,}/s: to the kernel map, max", kernel[-1], "ms", None),
         Result(
+            f"{rate:,}/s: the mirror's loop was late, p99",
+            round(figures["lag"], 2),
+            "ms",
+            note=f"at most {figures['lag_most']:.1f} ms",
+        ),
+        Result(
             f"{rate:,}/s: mirror's queue, end of the run against its middle",
             figures["late"] - figures["middle"],
             "writes",
@@ -346,6 +352,7 @@ async def _mirror(peer: tuple[str, TlsFiles], own: tuple[str, TlsFiles], started
     logging.basicConfig(level=logging.WARNING)
     collector.relax()
     queue: list[int] = []
+    lags: list[float] = []
     async with Connection([own[0]], own[1]) as connection, asyncio.TaskGroup() as tasks:
         before = resident()
         lease = Lease(connection, 900, LEASE_ID)
@@ -362,6 +369,7 @@ async def _mirror(peer: tuple[str, TlsFiles], own: tuple[str, TlsFiles], started
         tasks.create_task(lease.run())
         tasks.create_task(mirror.run())
         tasks.create_task(_sample(mirror, queue))
+        tasks.create_task(_lags(lags))
         await until(lambda: mirror.current >= frozenset(DATAPATH_KINDS))
         seconds, busy = time.monotonic() - started, time.process_time()
         await until(lambda: not mirror.unproven)
@@ -370,14 +378,25 @@ async def _mirror(peer: tuple[str, TlsFiles], own: tuple[str, TlsFiles], started
             match question[0]:
                 case "clear":
                     queue.clear()
+                    lags.clear()
                     say("{}")
                 case "queue":
                     middle, late = _means(queue)
-                    say(json.dumps({"middle": middle, "late": late, "least": min(queue), "most": max(queue)}))
+                    figures = {"middle": middle, "late": late, "least": min(queue), "most": max(queue)}
+                    late_by = sorted(lag * 1000 for lag in lags)
+                    say(json.dumps({**figures, "lag": _at(late_by, 0.99), "lag_most": late_by[-1]}))
                 case _:
                     gc.collect()
-                    figures = {"seconds": seconds, "busy": busy, "proven": proven, "peak": _peak()}
-                    say(json.dumps({**figures, "held": resident() - before}))
+                    times = {"seconds": seconds, "busy": busy, "proven": proven}
+                    say(json.dumps({**times, "peak": _peak(), "held": resident() - before}))
+
+
+async def _lags(into: list[float]) -> None:
+    """By how many seconds this process's event loop is late."""
+    while True:
+        due = time.monotonic() + 0.005
+        await asyncio.sleep(0.005)
+        into.append(time.monotonic() - due)
 
 
 async def _sample(mirror: Mirror, queue: list[int]) -> None:
