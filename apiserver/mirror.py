@@ -591,7 +591,15 @@ class Mirror:
         lists: asyncio.Lock | None = None,
         progress: float = 5.0,
     ) -> Feed:
-        feed = Feed(self._remote, prefix, exact=exact, remember=remember, lists=lists, progress=progress)
+        feed = Feed(
+            self._remote,
+            prefix,
+            exact=exact,
+            remember=remember,
+            lists=lists,
+            progress=progress,
+            retry=_RETRY_LIMIT,
+        )
         self._feeds.append(feed)
         return feed
 

@@ -81,7 +81,8 @@ class Feed:
     exact: `prefix` is a single key. remember: without it nothing is remembered: a list, also one made again, brings
     every key, and what is gone the consumer finds by its absence. lists: held while a list is made, so that those who
     share it list one after another.
-    page: keys per page of a list; progress: seconds between two signs of life that are asked of a quiet server.
+    page: keys per page of a list; progress: seconds between two signs of life that are asked of a quiet server;
+    retry: the most seconds (give or take a third) between two attempts at one that is away.
     state and error (while RETRYING) tell how it stands, last_event when (event loop clock) the server last showed
     that this feed is up to date with it, watches how often it has begun to watch.
     """
@@ -96,6 +97,7 @@ class Feed:
         lists: asyncio.Lock | None = None,
         page: int = PAGE,
         progress: float = 5.0,
+        retry: float = 5.0,
     ) -> None:
         self.prefix = prefix
         self.state = FeedState.LISTING
@@ -109,6 +111,7 @@ class Feed:
         self._lists = lists
         self._page = page
         self._progress = progress
+        self._retry = retry
         # By what follows the prefix: with many keys that is what a feed weighs.
         self._skip = len(self._start) if not exact and prefix else 0
         self._known: dict[bytes, int] = {}
@@ -118,7 +121,7 @@ class Feed:
 
     async def batches(self) -> AsyncGenerator[Batch, None]:
         """Endless; survives every KvError. One consumer; wrap it in contextlib.aclosing if you leave it early."""
-        backoff = Backoff()
+        backoff = Backoff(limit=self._retry)
         while True:
             try:
                 if not self._next:
