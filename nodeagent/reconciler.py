@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, NoReturn, Protocol, TypeVar
 
 from nodeagent.compile.slots import is_master
 from nodeagent.datapath.abi import BackendValue, IpcacheValue, Map, NodeValue
@@ -44,6 +44,13 @@ class Stage(NamedTuple):
 
     map_name: str
     holds: Callable[[bytes], bool]
+
+
+class Difference(NamedTuple):
+    """An entry that is not as it was written; None: it is not there, or shall not be."""
+
+    wanted: bytes | None
+    real: bytes | None
 
 
 class Refusal(NamedTuple):
@@ -92,6 +99,8 @@ class Reconciler:
         self._left: dict[str, dict[int, list[bytes]]] = {name: {} for name in self._maps}
         self._round = 1  # the round that takes what is submitted now
         self._done = 0
+        # Keys that rounds have written or are about to, since the audit under way began.
+        self._moved: dict[str, set[bytes]] | None = None
         self._work = asyncio.Event()
         self._progress = asyncio.Condition()
         self.repairs = 0
@@ -155,6 +164,10 @@ class Reconciler:
 
     async def run(self) -> None:
         """Flush what is submitted, try again what was refused, audit now and then, for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            await self._run(tasks)
+
+    async def _run(self, tasks: asyncio.TaskGroup) -> NoReturn:
         loop = asyncio.get_running_loop()
         audit_at = loop.time() + self._audit_seconds
         while True:
@@ -166,14 +179,18 @@ class Reconciler:
                 self._resubmit_refused()
             await self.flush()
             if loop.time() >= audit_at:
-                await self.audit()
                 audit_at = loop.time() + self._audit_seconds
+                if self._moved is None:
+                    tasks.create_task(self._compare(self._begin_audit()))
 
     async def flush(self) -> None:
         """One round: all that is pending goes to the kernel."""
         self._work.clear()
         taken, self._pending = self._pending, {name: {} for name in self._maps}
         this, self._round = self._round, self._round + 1
+        if self._moved is not None:
+            for name, changes in taken.items():
+                self._moved[name].update(changes)
         for stage in STAGES:
             await self._write(stage, taken[stage.map_name])
         for stage in reversed(STAGES):
@@ -184,24 +201,39 @@ class Reconciler:
 
     async def audit(self) -> None:
         """Compare with the kernel and repair what differs. Not while a round is under way."""
-        for name, kernel in self._maps.items():
-            real = await asyncio.to_thread(_content, kernel)
-            believed, pending = self.applied[name], self._pending[name]
-            wrong: dict[bytes, bytes | None] = {key: value for key, value in believed.items() if real.get(key) != value}
-            wrong.update((key, None) for key in real.keys() - believed.keys())
-            if not wrong:
-                continue
-            self.repairs += len(wrong)
-            log.warning("%s: repairing %d entries that are not as they were written", name, len(wrong))
-            for key in wrong:
-                if key in real:
-                    believed[key] = real[key]
-                else:
-                    del believed[key]
-            # A newer word that waits already counts more than the repair.
-            self.submit(name, [change for change in wrong.items() if change[0] not in pending])
+        await self._compare(self._begin_audit())
         if self._dirty():
             await self.flush()
+
+    def _begin_audit(self) -> dict[str, dict[bytes, bytes]]:
+        """What the kernel should hold now. Between two rounds, so that it is all or nothing of each."""
+        self._moved = {name: set() for name in self._maps}
+        return {name: dict(applied) for name, applied in self.applied.items()}
+
+    async def _compare(self, believed: dict[str, dict[bytes, bytes]]) -> None:
+        """Rounds go on meanwhile: a large map takes seconds to read. What they touch is not judged this time."""
+        moved = self._moved
+        assert moved is not None
+        try:
+            for name, kernel in self._maps.items():
+                found = await asyncio.to_thread(_differences, kernel, believed.pop(name))
+                wrong = {key: difference for key, difference in found.items() if key not in moved[name]}
+                if wrong:
+                    self._repair(name, wrong)
+        finally:
+            self._moved = None
+
+    def _repair(self, name: str, wrong: Mapping[bytes, Difference]) -> None:
+        self.repairs += len(wrong)
+        log.warning("%s: repairing %d entries that are not as they were written", name, len(wrong))
+        applied, pending = self.applied[name], self._pending[name]
+        for key, (_, real) in wrong.items():
+            if real is None:
+                applied.pop(key, None)
+            else:
+                applied[key] = real
+        # A newer word that waits already counts more than the repair.
+        self.submit(name, [(key, wanted) for key, (wanted, _) in wrong.items() if key not in pending])
 
     def _dirty(self) -> bool:
         return any(self._pending.values())
@@ -271,5 +303,8 @@ class Reconciler:
         return done
 
 
-def _content(kernel: KernelMap) -> dict[bytes, bytes]:
-    return dict(kernel.items())
+def _differences(kernel: KernelMap, wanted: Mapping[bytes, bytes]) -> dict[bytes, Difference]:
+    real = dict(kernel.items())
+    wrong = {key: Difference(value, real.get(key)) for key, value in wanted.items() if real.get(key) != value}
+    wrong.update((key, Difference(None, value)) for key, value in real.items() if key not in wanted)
+    return wrong

@@ -1,9 +1,11 @@
 """The kernel's maps end up as desired, in an order that packets survive."""
 
 import asyncio
+import threading
 
 import pytest
 
+from clustermesh.tasks import end
 from nodeagent.compile.slots import slot_key
 from nodeagent.datapath.abi import AddressKey, IpcacheKey, IpcacheValue, Map, NodeValue, ServiceKey
 from nodeagent.reconciler import Reconciler
@@ -112,6 +114,46 @@ async def test_an_audit_repairs_what_somebody_else_changed() -> None:
     assert reconciler.repairs == 3
     await reconciler.audit()
     assert reconciler.repairs == 3
+
+
+class LargeMap(MemoryMap):
+    """Takes its time to be read."""
+
+    def __init__(self, original: MemoryMap) -> None:
+        super().__init__(original.name, [])
+        self.being_read, self.go_on = threading.Event(), threading.Event()
+
+    def items(self) -> list[tuple[bytes, bytes]]:
+        content = list(self.content.items())
+        self.being_read.set()
+        assert self.go_on.wait(10)
+        return content
+
+
+async def test_changes_go_on_while_an_audit_reads_and_it_judges_the_rest_alone() -> None:
+    maps: dict[str, MemoryMap] = memory_maps()
+    large = maps[Map.IPCACHE] = LargeMap(maps[Map.IPCACHE])
+    reconciler = Reconciler(maps, audit_seconds=0.01)
+    running = asyncio.create_task(reconciler.run())
+    try:
+        reconciler.submit(Map.IPCACHE, [pod(1), pod(2), pod(3)])
+        await reconciler.wait(reconciler.mark())
+        del large.content[pod(3)[0]]
+        await asyncio.to_thread(large.being_read.wait, 10)
+        reconciler.submit(Map.IPCACHE, [(pod(1)[0], None), (pod(2)[0], b"new"), pod(4)])
+        async with asyncio.timeout(5):
+            await reconciler.wait(reconciler.mark())
+        assert large.content == dict([(pod(2)[0], b"new"), pod(4)])
+        large.go_on.set()
+        async with asyncio.timeout(5):
+            while reconciler.repairs == 0:
+                await reconciler.wait(reconciler.flushed + 1)
+        await reconciler.wait(reconciler.mark())
+        assert large.content == dict([(pod(2)[0], b"new"), pod(3), pod(4)])
+        assert reconciler.repairs == 1
+    finally:
+        large.go_on.set()
+        await end(running)
 
 
 class SlowMap(MemoryMap):
