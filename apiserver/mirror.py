@@ -540,7 +540,8 @@ class Mirror:
             await self._lost.wait()
             self._lost.clear()
             for kind in tuple(self._synced):
-                await self._vouch(kind)
+                if kind in self._synced:  # still: it may have been dropped while another one was waited for
+                    await self._vouch(kind)
 
     async def _drop_others(self, kinds: Sequence[Kind]) -> None:
         """What the peer exported before and says it does not any more goes once all that it exports now is there.

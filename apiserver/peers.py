@@ -79,6 +79,14 @@ def spec_problem(peer: ClusterMeshPeer, others: Mapping[str, ClusterMeshPeer], o
             return f"cluster id {cluster_id} is the id of peer {other.name} already"
     if not peer.spec.endpoints:
         return "spec.endpoints is empty: name at least one https://host:port"
+    quota = peer.spec.quota
+    for field, limit in (
+        ("records", quota.records),
+        ("bytes", quota.bytes),
+        ("changesPerSecond", quota.changes_per_second),
+    ):
+        if limit < 1:
+            return f"spec.quota.{field} must be at least 1, not {limit}"
     return None
 
 

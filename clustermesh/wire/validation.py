@@ -13,7 +13,7 @@ from clustermesh.wire.endpoint_slices import ClusterEndpointSlice
 from clustermesh.wire.errors import RecordError
 from clustermesh.wire.identity import MINIMAL_ALLOCATION, Numbering
 from clustermesh.wire.keys import Kind
-from clustermesh.wire.ranges import Range, number_of, text_of
+from clustermesh.wire.ranges import Range, number_of, range_of, text_of
 from clustermesh.wire.records import AddressRecord, Node, PortMaps, ServiceExport, ServiceRecord
 
 # Bytes of a key below its prefix. The longest names of Kubernetes, a namespace's and a slice's, make 317.
@@ -149,7 +149,7 @@ def check_endpoint_slice(peer: Claimant, key_tail: str, record: ClusterEndpointS
 
 def node_ranges(node: Node) -> tuple[Range, ...]:
     """What a node that passed its check claims: its pod CIDRs and every address of its own, each once."""
-    addresses = (Range(*found, 0) for address in node.addresses() if (found := number_of(address)) is not None)
+    addresses = (found for address in node.addresses() if (found := range_of(address)) is not None)
     return tuple(dict.fromkeys((*node.pod_ranges(), *addresses)))
 
 

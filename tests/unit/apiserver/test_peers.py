@@ -11,7 +11,7 @@ from apiserver.mirror import PeerSpec, check_config
 from apiserver.peers import asks_anew, spec_problem
 from apiserver.users import own_users, roles, surplus
 from clustermesh import pki
-from clustermesh.kube.objects import ClusterMeshPeer, ClusterMeshPeerSpec, ClusterMeshPeerStatus, ObjectMeta
+from clustermesh.kube.objects import ClusterMeshPeer, ClusterMeshPeerSpec, ClusterMeshPeerStatus, ObjectMeta, PeerQuota
 from clustermesh.pki import CertificateAuthority, PkiError
 from clustermesh.wire.records import Capabilities, ClusterConfig
 
@@ -43,6 +43,20 @@ def test_objects_that_cannot_be_acted_on_are_named(object_: ClusterMeshPeer, sai
     others = {"blue": peer("blue", 9, "2025-01-01T00:00:00Z"), "grey": peer("grey", 5, "2026-06-01T00:00:00Z")}
     problem = spec_problem(object_, others, GREEN)
     assert problem is None if said is None else said in (problem or "")
+
+
+@pytest.mark.parametrize(
+    ("quota", "said"),
+    [
+        (PeerQuota(records=0), "spec.quota.records"),
+        (PeerQuota(bytes=-1), "spec.quota.bytes"),
+        (PeerQuota(changes_per_second=0), "spec.quota.changesPerSecond"),
+    ],
+)
+def test_a_quota_of_nothing_is_named(quota: PeerQuota, said: str) -> None:
+    """Kubernetes refuses it by our definition, unless somebody installed another one."""
+    object_ = msgspec.structs.replace(peer(), spec=msgspec.structs.replace(peer().spec, quota=quota))
+    assert f"{said} must be at least 1" in (spec_problem(object_, {}, GREEN) or "")
 
 
 def test_what_we_write_ourselves_asks_for_nothing() -> None:
